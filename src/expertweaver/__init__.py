@@ -1,0 +1,43 @@
+"""ExpertWeaver turns a pretrained dense GLU language model into a sparse Mixture-of-Experts.
+
+from expertweaver import convert, evaluate, make_recipe
+
+convert(make_recipe("path/to/model", settings={"mlp_sparsity": 0.25}), "path/to/output")
+evaluate(["path/to/output"], against="path/to/model", text=["held_out.jsonl"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "convert": "expertweaver.conversion",
+    "Conversion": "expertweaver.conversion",
+    "plan": "expertweaver.planning",
+    "Plan": "expertweaver.planning",
+    "evaluate": "expertweaver.evaluation.quality",
+    "Evaluation": "expertweaver.evaluation.results",
+    "inspect": "expertweaver.inspection",
+    "demo": "expertweaver.demonstration",
+    "make_recipe": "expertweaver.recipe.loading",
+    "Recipe": "expertweaver.recipe.schema",
+    "measure_speed": "expertweaver.bench.speed",
+    "write_report": "expertweaver.report.page",
+    "ExpertWeaverError": "expertweaver.errors",
+}
+"""Public names and the modules they live in; imported on first use, so that importing the package is quick."""
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 (all of them are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'expertweaver' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

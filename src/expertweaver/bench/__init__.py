@@ -1,0 +1,1 @@
+"""Speed, measured dense beside sparse in one run."""

@@ -1,0 +1,1 @@
+"""Text to packed token samples, and the statistics of a layer on them."""

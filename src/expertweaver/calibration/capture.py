@@ -1,0 +1,119 @@
+"""The calibration pass: hidden states travel through the dense model layer by layer, statistics stay behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder
+from expertweaver.dense.model import DenseModel
+from expertweaver.dense.runner import LayerRunner
+from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
+from expertweaver.modeling.values import GLUWeights
+
+BATCH_TOKENS = 4096
+"""Fixed, so that the same recipe computes the same bytes whatever the machine's memory."""
+
+NUM_PROBES = 2048
+"""Tokens kept for routing ranges and activation frequencies."""
+
+IN_MEMORY_BYTES = 2 << 30
+"""Hidden states above this size live in a file."""
+
+
+def profile_layers(
+    dense: DenseModel,
+    calibration: CalibrationSet,
+    statistics: StatisticsFolder,
+    *,
+    compute_dtype: torch.dtype,
+    num_markers: int,
+    scratch: Path,
+    on_layer: Callable[[int], None] = lambda layer: None,
+) -> None:
+    """Fill `statistics` for every layer; layers already there are run through but not measured again.
+
+    Args:
+        dense: The model.
+        calibration: Packed tokens.
+        statistics: Where each layer's result is saved.
+        compute_dtype: Arithmetic of the pass; sums are float32 or better.
+        num_markers: How many neurons count as the strongest of a token.
+        scratch: Folder for hidden states that are too large for memory.
+        on_layer: Called after each layer, for progress.
+
+    Raises:
+        CalibrationError: Activations that are not finite.
+    """
+    missing = [layer for layer in range(len(statistics)) if not statistics.has(layer)]
+    if not missing:
+        return
+    runner = LayerRunner(dense, compute_dtype)
+    hidden = embed_all(runner, calibration, scratch)
+    probe_mask = calibration.probe_mask(NUM_PROBES)
+    for layer in range(max(missing) + 1):
+        weights = cast_glu(dense.read_ffn(layer), compute_dtype)
+        measured = (
+            None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.num_samples, num_markers)
+        )
+        _run_layer(runner, layer, weights, hidden, calibration, probe_mask, measured)
+        if measured is not None:
+            statistics.save(layer, measured.finish(f"{dense.folder.name}, layer {layer}"))
+        on_layer(layer)
+
+
+def embed_all(runner: LayerRunner, calibration: CalibrationSet, scratch: Path) -> Tensor:
+    """Hidden states entering the first layer, [R, T, H], in memory or in a file."""
+    shape = (*calibration.token_ids.shape, runner.dense.dims.hidden_size)
+    count = shape[0] * shape[1] * shape[2]
+    if count * runner.dtype.itemsize <= IN_MEMORY_BYTES:
+        hidden = torch.empty(shape, dtype=runner.dtype)
+    else:
+        scratch.mkdir(parents=True, exist_ok=True)
+        file = scratch / "hidden-states.bin"
+        hidden = torch.from_file(str(file), shared=True, size=count, dtype=runner.dtype).view(shape)
+    for rows in row_batches(calibration):
+        hidden[rows] = runner.embed(calibration.token_ids[rows])
+    return hidden
+
+
+def row_batches(calibration: CalibrationSet) -> Iterator[slice]:
+    """Slices of rows of about BATCH_TOKENS tokens."""
+    num_rows, length = calibration.token_ids.shape
+    step = max(1, BATCH_TOKENS // length)
+    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+
+
+def cast_glu(weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
+    """The same GLU in another type."""
+    return GLUWeights(weights.gate.to(dtype), weights.up.to(dtype), weights.down.to(dtype))
+
+
+def _run_layer(
+    runner: LayerRunner,
+    layer: int,
+    weights: GLUWeights,
+    hidden: Tensor,
+    calibration: CalibrationSet,
+    probe_mask: Tensor,
+    measured: StatisticsAccumulator | None,
+) -> None:
+    act = activation(runner.dense.dims.hidden_act)
+    with runner.layer(layer) as module:
+        for rows in row_batches(calibration):
+            sample_ids = calibration.sample_ids[rows]
+            valid = sample_ids != PADDING
+            probe = probe_mask[rows][valid]
+
+            def ffn(x: Tensor, ids: Tensor = sample_ids[valid], valid: Tensor = valid, probe: Tensor = probe) -> Tensor:
+                if measured is None:
+                    return dense_ffn(x, weights, act)
+                gate_act, neuron_act = neuron_activations(x, weights, act)
+                measured.add(x[valid], gate_act[valid], neuron_act[valid], ids, probe)
+                return neuron_act @ weights.down.T
+
+            hidden[rows] = runner.run(module, hidden[rows], sample_ids, ffn)

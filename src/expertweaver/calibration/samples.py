@@ -1,0 +1,164 @@
+"""Documents become samples of tokens, drawn evenly from the domains and packed into rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expertweaver.calibration.documents import Document
+from expertweaver.errors import CalibrationError, Problem
+
+MIN_SAMPLE_TOKENS = 8
+"""A shorter remainder of a document says little of a neuron's mean; it is left out (and counted)."""
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Packed calibration tokens.
+
+    Attributes:
+        token_ids: [R, T] int64; zero where there is padding.
+        sample_ids: [R, T] int64; the sample of each token, -1 for padding. A sample is a contiguous run in one row.
+        sample_domains: Domain of each of the N samples.
+    """
+
+    token_ids: Tensor
+    sample_ids: Tensor
+    sample_domains: tuple[str, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.sample_domains)
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens; padding is never counted."""
+        return int((self.sample_ids != PADDING).sum())
+
+    @property
+    def domains(self) -> dict[str, dict[str, int]]:
+        """Samples and tokens per domain."""
+        tokens = torch.bincount(self.sample_ids[self.sample_ids != PADDING], minlength=self.num_samples)
+        table: dict[str, dict[str, int]] = {}
+        for sample, domain in enumerate(self.sample_domains):
+            entry = table.setdefault(domain, {"num_samples": 0, "num_tokens": 0})
+            entry["num_samples"] += 1
+            entry["num_tokens"] += int(tokens[sample])
+        return table
+
+    def probe_mask(self, num_probes: int) -> Tensor:
+        """Choose at most `num_probes` valid tokens, evenly spread, whatever the batching: [R, T] bool."""
+        valid = (self.sample_ids != PADDING).flatten().nonzero().squeeze(-1)
+        count = min(num_probes, len(valid))
+        chosen = valid[torch.arange(count) * len(valid) // count]
+        mask = torch.zeros(self.sample_ids.numel(), dtype=torch.bool)
+        mask[chosen] = True
+        return mask.view_as(self.sample_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over tokens, packing and domains."""
+        digest = hashlib.sha256(repr((tuple(self.token_ids.shape), self.sample_domains)).encode())
+        digest.update(self.token_ids.numpy().tobytes())
+        digest.update(self.sample_ids.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def build_calibration_set(
+    documents: Sequence[Document],
+    tokenize: Callable[[str], list[int]],
+    *,
+    num_samples: int,
+    sequence_length: int,
+    vocab_size: int,
+    seed: int,
+) -> CalibrationSet:
+    """Cut documents into samples, draw them evenly from the domains, pack them into rows.
+
+    A document longer than `sequence_length` tokens gives several samples; first samples of all documents of a
+    domain are drawn before second ones. Fewer than `num_samples` are used where there are not enough.
+
+    Raises:
+        CalibrationError: Less text than one sequence, fewer than two samples, or token ids outside the vocabulary.
+    """
+    pools: dict[str, list[list[list[int]]]] = {}
+    for document in documents:
+        windows = _windows(tokenize(document.text), sequence_length)
+        pools.setdefault(document.domain, []).append(windows)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = _draw_evenly({d: _shuffled(pools[d], generator) for d in sorted(pools)}, num_samples)
+    _check_samples(drawn, sequence_length, vocab_size)
+    return _pack(drawn, sequence_length)
+
+
+def _windows(token_ids: list[int], length: int) -> list[list[int]]:
+    windows = [token_ids[start : start + length] for start in range(0, len(token_ids), length)]
+    return [window for window in windows if len(window) >= min(MIN_SAMPLE_TOKENS, length)]
+
+
+def _shuffled(documents: list[list[list[int]]], generator: torch.Generator) -> list[list[int]]:
+    """All windows of a domain: the first of each document in random order, then the second of each, ..."""
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    deepest = max(map(len, documents))
+    return [documents[d][depth] for depth in range(deepest) for d in order if depth < len(documents[d])]
+
+
+def _draw_evenly(pools: dict[str, list[list[int]]], num_samples: int) -> list[tuple[str, list[int]]]:
+    """Take samples from the domains in turn, so that a small domain's shortage is shared by the others."""
+    drawn: list[tuple[str, list[int]]] = []
+    for depth in range(max(map(len, pools.values()))):
+        for domain, windows in pools.items():
+            if depth < len(windows) and len(drawn) < num_samples:
+                drawn.append((domain, windows[depth]))
+    return drawn
+
+
+def _check_samples(drawn: list[tuple[str, list[int]]], length: int, vocab_size: int) -> None:
+    total = sum(len(window) for _, window in drawn)
+    if total < length:
+        fix = "Give more text, or lower calibration.sequence_length."
+        found = f"{total} tokens in all"
+        raise CalibrationError(Problem("calibration text", f"at least one sequence of {length} tokens", found, fix))
+    if len(drawn) < 2:
+        fix = "Give more documents or lower calibration.sequence_length: statistics compare samples with each other."
+        raise CalibrationError(Problem("calibration text", "at least 2 samples", str(len(drawn)), fix))
+    largest = max(max(window) for _, window in drawn)
+    if largest >= vocab_size:
+        fix = "Tokenizer and model do not belong together."
+        expected = f"token ids below the model's vocab_size {vocab_size}"
+        raise CalibrationError(Problem("calibration text", expected, f"the id {largest}", fix))
+
+
+@dataclass
+class _Row:
+    domain: str
+    room: int
+    content: list[tuple[int, list[int]]]
+
+
+def _pack(drawn: list[tuple[str, list[int]]], length: int) -> CalibrationSet:
+    """First-fit: each sample goes into the first row of its domain with room; rows keep to one domain."""
+    rows: list[_Row] = []
+    for sample, (domain, window) in enumerate(drawn):
+        row = next((r for r in rows if r.domain == domain and r.room >= len(window)), None)
+        if row is None:
+            row = _Row(domain, length, [])
+            rows.append(row)
+        row.content.append((sample, window))
+        row.room -= len(window)
+    token_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    sample_ids = torch.full((len(rows), length), PADDING, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for sample, window in row.content:
+            token_ids[index, start : start + len(window)] = torch.tensor(window)
+            sample_ids[index, start : start + len(window)] = sample
+            start += len(window)
+    return CalibrationSet(token_ids, sample_ids, tuple(domain for domain, _ in drawn))

@@ -1,0 +1,149 @@
+"""What is remembered of a layer's activations: sums that can be merged, over valid tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expertweaver.errors import CalibrationError, Problem
+from expertweaver.modeling.values import GLUWeights
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Mergeable sums over the calibration tokens of one layer; N samples, F neurons, P probe tokens.
+
+    Attributes:
+        gate_act_abs: Sum over each sample's tokens of |gate_act|, [N, F] float32.
+        gate_act_signed: The same of gate_act, [N, F] float32.
+        tokens_per_sample: [N] int64.
+        contribution: Sum over all tokens of (|neuron_act| * ||down column||)^2, [F] float64.
+        marker_count: On how many probe tokens a neuron was among the strongest |gate_act|, [F] int64.
+        probe_inputs: FFN inputs of the probe tokens, [P, H] float32.
+    """
+
+    gate_act_abs: Tensor
+    gate_act_signed: Tensor
+    tokens_per_sample: Tensor
+    contribution: Tensor
+    marker_count: Tensor
+    probe_inputs: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens that were counted."""
+        return int(self.tokens_per_sample.sum())
+
+    def profile(self, kind: str) -> Tensor:
+        """Mean gate activation of every neuron on every sample, [F, N] float64; kind is 'abs' or 'signed'.
+
+        Source: ExpertWeaver (arXiv 2602.15521), step 1.
+        """
+        sums = self.gate_act_abs if kind == "abs" else self.gate_act_signed
+        return (sums.double() / self.tokens_per_sample[:, None].double()).T.contiguous()
+
+    def mean_abs(self) -> Tensor:
+        """Mean |gate_act| over all valid tokens, [F] float64."""
+        return self.gate_act_abs.double().sum(dim=0) / self.num_tokens
+
+    def activation_frequency(self) -> Tensor:
+        """Share of probe tokens on which each neuron was among the strongest, [F] float64."""
+        return self.marker_count.double() / len(self.probe_inputs)
+
+
+class StatisticsAccumulator:
+    """Gathers a LayerStatistics batch by batch; the result does not depend on how tokens are batched."""
+
+    def __init__(self, weights: GLUWeights, num_samples: int, num_markers: int) -> None:
+        """Start empty.
+
+        Args:
+            weights: The layer's FFN.
+            num_samples: N.
+            num_markers: How many neurons count as the strongest of a token.
+        """
+        neurons = weights.num_neurons
+        self.num_markers = num_markers
+        self.down_norm_squared = weights.down.double().square().sum(dim=0)
+        self.gate_act_abs = torch.zeros(num_samples, neurons)
+        self.gate_act_signed = torch.zeros(num_samples, neurons)
+        self.tokens_per_sample = torch.zeros(num_samples, dtype=torch.int64)
+        self.neuron_act_squared = torch.zeros(neurons, dtype=torch.float64)
+        self.marker_count = torch.zeros(neurons, dtype=torch.int64)
+        self.probes: list[Tensor] = []
+
+    def add(self, x: Tensor, gate_act: Tensor, neuron_act: Tensor, sample_ids: Tensor, probe: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            x: FFN inputs of valid tokens, [T, H].
+            gate_act: [T, F].
+            neuron_act: [T, F].
+            sample_ids: Sample of each token, [T].
+            probe: Which tokens are probes, [T] bool.
+        """
+        gate = gate_act.float()
+        self.gate_act_abs.index_add_(0, sample_ids, gate.abs())
+        self.gate_act_signed.index_add_(0, sample_ids, gate)
+        self.tokens_per_sample += torch.bincount(sample_ids, minlength=len(self.tokens_per_sample))
+        self.neuron_act_squared += neuron_act.float().square().sum(dim=0, dtype=torch.float64)
+        strongest = gate[probe].abs().topk(self.num_markers, dim=1).indices
+        self.marker_count += torch.bincount(strongest.flatten(), minlength=len(self.marker_count))
+        self.probes.append(x[probe].float())
+
+    def finish(self, where: str) -> LayerStatistics:
+        """The statistics.
+
+        Raises:
+            CalibrationError: A sample without tokens, or values that are not finite.
+        """
+        if int(self.tokens_per_sample.min()) == 0:
+            raise CalibrationError(Problem(where, "tokens of every sample", "a sample without any", "Report this."))
+        contribution = self.neuron_act_squared * self.down_norm_squared
+        if not bool(torch.isfinite(contribution).all() and torch.isfinite(self.gate_act_abs).all()):
+            fix = "Use calibration.compute_dtype=float32, and check the model's weights."
+            raise CalibrationError(Problem(where, "finite activations", "NaN or infinite ones", fix))
+        return LayerStatistics(
+            self.gate_act_abs,
+            self.gate_act_signed,
+            self.tokens_per_sample,
+            contribution,
+            self.marker_count,
+            torch.cat(self.probes),
+        )
+
+
+class StatisticsFolder(Sequence[LayerStatistics]):
+    """The statistics of all layers on disk, one file a layer; reading an item loads that layer only."""
+
+    def __init__(self, folder: Path, num_layers: int) -> None:
+        self.folder = folder
+        self.num_layers = num_layers
+
+    def __len__(self) -> int:
+        return self.num_layers
+
+    def __getitem__(self, layer: int) -> LayerStatistics:  # type: ignore[override]
+        if not 0 <= layer < self.num_layers:
+            raise IndexError(layer)
+        return LayerStatistics(**load_file(self._file(layer)))
+
+    def has(self, layer: int) -> bool:
+        """Whether a layer's statistics are complete."""
+        return self._file(layer).exists()
+
+    def save(self, layer: int, statistics: LayerStatistics) -> None:
+        """Write one layer's statistics beside and rename, so that a file that exists is complete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file(layer).with_suffix(".partial")
+        tensors = {field.name: getattr(statistics, field.name).contiguous() for field in fields(statistics)}
+        save_file(tensors, partial)
+        partial.replace(self._file(layer))
+
+    def _file(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:05d}.safetensors"

@@ -1,0 +1,45 @@
+"""The tokenizer of a model folder, with clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from expertweaver.calibration.documents import RenderMessages
+from expertweaver.errors import CheckpointError, Problem
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+EXPECTED = "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)"
+FIX = "Copy the tokenizer files of the model into the folder."
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Check that a folder holds a tokenizer, without loading it.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise CheckpointError(Problem(str(folder), EXPECTED, "none", FIX))
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's tokenizer.
+
+    Raises:
+        CheckpointError: The folder has no tokenizer, or the files cannot be read.
+    """
+    require_tokenizer(folder)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # foreign files, many error classes
+        raise CheckpointError(Problem(str(folder), EXPECTED, f"{type(error).__name__}: {error}", FIX)) from error
+
+
+def message_renderer(tokenizer: Any) -> RenderMessages | None:
+    """A function that renders chat turns to text, or None for a tokenizer without a chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)

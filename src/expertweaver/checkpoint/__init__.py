@@ -1,0 +1,1 @@
+"""The output folder: written beside, accounted for, verified, renamed."""

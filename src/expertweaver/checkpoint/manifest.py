@@ -1,0 +1,138 @@
+"""The record of a conversion: what was asked, what was read, what was decided, what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expertweaver.calibration.samples import CalibrationSet
+from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.checkpoint.shards import file_sha256
+from expertweaver.dense.model import DenseModel
+from expertweaver.formats.base import Layout, StoredLayer
+from expertweaver.partition.allocation import Allocation
+from expertweaver.partition.budget import SliceBudget
+from expertweaver.planning import Plan
+
+RECORD_FOLDER = "expertweaver"
+"""Folder beside the weights that holds recipe, manifest, partition, run facts and report."""
+
+MANIFEST_VERSION = 1
+CV_QUANTILES = 21
+FREQUENCY_QUANTILES = 101
+
+
+def layer_record(
+    layer: int, allocation: Allocation, budget: SliceBudget, stored: StoredLayer, statistics: LayerStatistics
+) -> dict[str, Any]:
+    """One layer's entry: the shared share and why, the spread of the CVs, the router's folding."""
+    cv = allocation.cv
+    spread = None
+    if cv is not None:
+        quantiles = _quantiles(cv, CV_QUANTILES)
+        spread = {"tau": allocation.tau, "quantiles": quantiles, "mean": round(float(cv.mean()), 6)}
+    return {
+        "layer": layer,
+        "num_shared": allocation.num_shared,
+        "num_routed": budget.num_slices - allocation.num_shared,
+        "num_active_routed": budget.active_slices - allocation.num_shared,
+        "alpha": allocation.alpha,
+        "r": allocation.r,
+        "clip": allocation.clip,
+        "cv": spread,
+        "activation_frequency": _quantiles(statistics.activation_frequency(), FREQUENCY_QUANTILES),
+        "router_scale_log2": stored.scale_log2,
+        "max_abs_router_logit": stored.max_abs_logit,
+        "routing_kept": stored.routing_kept,
+    }
+
+
+def build_manifest(
+    plan: Plan,
+    calibration: CalibrationSet,
+    layout: Layout,
+    layers: Sequence[dict[str, Any]],
+    warnings: Sequence[str],
+    num_params: int,
+) -> dict[str, Any]:
+    """Everything about a conversion that does not depend on the time or the machine."""
+    import safetensors
+    import transformers
+
+    from expertweaver import __version__
+
+    dense, budget = plan.dense, plan.budget
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "recipe": plan.recipe.to_values(),
+        "source": source_record(dense),
+        "method": plan.recipe.method.name,
+        "format": plan.recipe.output.format,
+        "dtype": plan.dtype,
+        "budget": {
+            "mlp_sparsity": budget.mlp_sparsity,
+            "num_slices": budget.num_slices,
+            "slice_width": budget.slice_width,
+            "active_slices": budget.active_slices,
+            "num_params": num_params,
+            "num_active_params": num_params - skipped_params(dense, layout),
+            "dense_num_params": dense.num_params,
+        },
+        "stored": {
+            "num_experts": layout.num_experts,
+            "num_experts_per_tok": layout.num_experts_per_tok,
+            "n_shared_experts": layout.num_shared_slices,
+            "moe_intermediate_size": layout.slice_width,
+        },
+        "calibration": {
+            "domains": calibration.domains,
+            "num_tokens": calibration.num_tokens,
+            "fingerprint": calibration.fingerprint,
+            "shipped": not plan.recipe.calibration.paths,
+        },
+        "dropped_tensors": dict(dense.dropped),
+        "warnings": list(warnings),
+        "layers": list(layers),
+        "versions": {
+            "expertweaver": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
+
+
+def source_record(dense: DenseModel) -> dict[str, Any]:
+    """Which model was read."""
+    dims = dense.dims
+    return {
+        "model": dense.folder.name,
+        "revision": dense.folder.revision,
+        "headers_sha256": dense.reader.fingerprint,
+        "family": dense.family.name,
+        "hidden_size": dims.hidden_size,
+        "intermediate_size": dims.intermediate_size,
+        "num_hidden_layers": dims.num_hidden_layers,
+        "vocab_size": dims.vocab_size,
+    }
+
+
+def skipped_params(dense: DenseModel, layout: Layout) -> int:
+    """Parameters of the routed experts that a token does not run, over all layers."""
+    skipped = (layout.num_experts - layout.num_experts_per_tok) * layout.slice_width
+    return dense.dims.num_hidden_layers * skipped * 3 * dense.dims.hidden_size
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file beside the record folder."""
+    return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _quantiles(values: Tensor, count: int) -> list[float]:
+    ordered = values.double().sort().values
+    places = torch.linspace(0, len(ordered) - 1, count, dtype=torch.float64).round().long()
+    return [round(float(value), 6) for value in ordered[places]]

@@ -1,0 +1,244 @@
+"""Does the written checkpoint compute what it must? Checked from the files, by stock transformers modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.dense.accounting import layer_prefix
+from expertweaver.dense.model import DenseModel
+from expertweaver.dense.reader import TensorReader
+from expertweaver.dense.runner import LayerRunner, meta_model
+from expertweaver.errors import Problem, VerificationError, listed
+from expertweaver.formats.base import Format, Layout, StoredLayer
+from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
+from expertweaver.modeling.values import GLUWeights
+
+MAX_LAYER_ERROR = 2e-5
+"""Largest |difference| of an FFN's output, relative to the largest |output|: float32 re-association only."""
+
+MAX_LOGIT_ERROR = 1e-3
+"""Largest |difference| of the logits with all experts on, relative to the largest |logit|."""
+
+NUM_SEQUENCES = 2
+SEQUENCE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and the largest errors, relative to the largest value each.
+
+    Attributes:
+        whole_model: Whether transformers loaded the whole checkpoint; otherwise one stock layer at a time.
+        num_tensors: Tensors of the checkpoint, every one accounted for.
+        num_test_tokens: Tokens the forward checks ran on.
+        identity_error: All experts on, against the dense FFN; the worst layer.
+        reference_error: K experts, against our reference forward with the stored router; the worst layer.
+        logit_error: Logits with all experts on, against the dense model.
+    """
+
+    whole_model: bool
+    num_tensors: int
+    num_test_tokens: int
+    identity_error: float
+    reference_error: float
+    logit_error: float
+
+
+def check_tensors(
+    folder: Path, dense: DenseModel, form: Format, stored: Sequence[StoredLayer], dtype: torch.dtype
+) -> int:
+    """Compare every tensor on disk with the source, bit for bit, and account for all of them.
+
+    Returns:
+        How many tensors the checkpoint has.
+
+    Raises:
+        VerificationError: A tensor is missing, unknown, or differs from its origin.
+    """
+    reader = TensorReader.open(folder)
+    unseen = set(reader.tensors)
+    problems: list[str] = []
+
+    def compare(expected: dict[str, Tensor]) -> None:
+        for name, tensor in expected.items():
+            if name not in reader.tensors:
+                problems.append(f"{name} is missing")
+                continue
+            unseen.discard(name)
+            written = reader.read(name)
+            if written.dtype != tensor.dtype or not torch.equal(written, tensor):
+                problems.append(f"{name} differs from its origin")
+
+    compare({name: dense.read(name).to(dtype) for name in dense.names()})
+    for layer, design in enumerate(stored):
+        compare(copied_tensors(dense, layer, dtype))
+        compare(form.layer_tensors(layer, design, dense.read_ffn(layer), dtype))
+        owned = torch.cat([design.shared_neurons, design.expert_neurons.flatten()]).sort().values
+        if not torch.equal(owned, torch.arange(dense.dims.intermediate_size)):
+            problems.append(f"layer {layer}: the neurons are not a permutation of the dense FFN's")
+    problems += [f"{name} has no origin" for name in sorted(unseen)]
+    if problems:
+        expected = "every tensor equal to its origin in the source"
+        raise VerificationError(Problem(str(folder), expected, listed(problems), "This is a bug; please report it."))
+    return len(reader.tensors)
+
+
+def copied_tensors(dense: DenseModel, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a layer that are not its FFN, as they are written."""
+    names = [name for name in dense.names(layer) if not name.startswith(layer_prefix(layer) + "mlp.")]
+    return {name: dense.read(name).to(dtype) for name in names}
+
+
+def verify(
+    folder: Path,
+    dense: DenseModel,
+    form: Format,
+    stored: Sequence[StoredLayer],
+    layout: Layout,
+    calibration: CalibrationSet,
+    *,
+    dtype: torch.dtype,
+    memory_budget: int,
+) -> Verification:
+    """Check a written checkpoint: tensors, reload, and the two identities, in float32 on a few tokens.
+
+    Where the whole model fits into `memory_budget` bytes, stock transformers loads the folder as a user would;
+    otherwise its decoder layers are loaded one at a time.
+
+    Raises:
+        VerificationError: Anything differs by more than float32 re-association explains.
+    """
+    num_tensors = check_tensors(folder, dense, form, stored, dtype)
+    whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
+    tokens = _test_tokens(calibration)
+    checker = _Checker(folder, dense, form, layout, dtype, whole)
+    hidden = checker.runner.embed(tokens)
+    dense_stream, sparse_stream = hidden, hidden
+    identity, reference = 0.0, 0.0
+    for layer, design in enumerate(stored):
+        errors, dense_stream, sparse_stream = checker.layer(layer, design, dense_stream, sparse_stream)
+        identity, reference = max(identity, errors[0]), max(reference, errors[1])
+    logit_error = checker.logits(dense_stream, tokens, sparse_stream)
+    _require(folder, "FFN output with all experts on", identity, MAX_LAYER_ERROR)
+    _require(folder, "FFN output with K experts", reference, MAX_LAYER_ERROR)
+    _require(folder, "logits with all experts on", logit_error, MAX_LOGIT_ERROR)
+    return Verification(whole is not None, num_tensors, tokens.numel(), identity, reference, logit_error)
+
+
+class _Checker:
+    """Runs stock layers of the checkpoint beside the dense ones on the same hidden states."""
+
+    def __init__(
+        self, folder: Path, dense: DenseModel, form: Format, layout: Layout, dtype: torch.dtype, whole: Any
+    ) -> None:
+        self.reader = TensorReader.open(folder)
+        self.runner = LayerRunner(dense, torch.float32, stored_dtype=dtype)
+        self.skeleton = meta_model(_config_values(folder))
+        self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
+        self.act = activation(dense.dims.hidden_act)
+
+    def layer(
+        self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
+    ) -> tuple[tuple[float, float], Tensor, Tensor]:
+        """Check one layer; returns the two errors and the dense and the all-experts hidden states after it."""
+        weights = _rounded(self.dense.read_ffn(index), self.dtype)
+        module: Any = self._stock_layer(index)
+        stock_ffn = module.mlp
+        seen: list[Tensor] = []
+
+        def watch(x: Tensor) -> Tensor:
+            seen.append(x)
+            return dense_ffn(x, weights, self.act)
+
+        sample_ids = torch.arange(len(dense_in))[:, None].expand(dense_in.shape[:2])
+        with torch.inference_mode():
+            with self.runner.layer(index) as dense_layer:
+                dense_out = self.runner.run(dense_layer, dense_in, sample_ids, watch)
+            x = seen[0]
+            reference_error = _relative(stock_ffn(x).flatten(0, 1), self._reference(x.flatten(0, 1), design, weights))
+            self.form.set_all_experts_on(stock_ffn)
+            identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
+            sparse_out = self.runner.run_module(module, sparse_in, sample_ids)
+        return (identity_error, reference_error), dense_out, sparse_out
+
+    def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
+        """Relative error of the logits with all experts on."""
+        norm = self.runner.norm()
+        head = self.dense.read("lm_head.weight").to(self.dtype).float()
+        with torch.inference_mode():
+            expected = norm(dense_hidden) @ head.T
+            if self.whole is not None:
+                return _relative(self.whole(input_ids=tokens).logits, expected)
+            return _relative(norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T, expected)
+
+    def _stock_layer(self, index: int) -> nn.Module:
+        if self.whole is not None:
+            return self.whole.model.layers[index]
+        import copy
+
+        module = copy.deepcopy(self.skeleton.model.layers[index])
+        prefix = layer_prefix(index)
+        names = [name for name in self.reader.tensors if name.startswith(prefix)]
+        self.form.load_layer(module, {name.removeprefix(prefix): self.reader.read(name).float() for name in names})
+        return module.eval()
+
+    def _reference(self, x: Tensor, design: StoredLayer, weights: GLUWeights) -> Tensor:
+        chosen, routing_weights = self.form.reference_choice(x, design, self.layout)
+        shared = weights.slice(design.shared_neurons)
+        experts = [weights.slice(neurons) for neurons in design.expert_neurons]
+        return sparse_ffn(x, shared, experts, chosen, self.act, routing_weights)
+
+
+def _load_whole(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        found = "; ".join(f"{kind}: {listed(names)}" for kind, names in wrong.items())
+        fix = "This is a bug; please report it."
+        raise VerificationError(
+            Problem(str(folder), "a checkpoint that transformers loads without remarks", found, fix)
+        )
+    return model.eval()
+
+
+def _config_values(folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+
+
+def _float32_bytes(folder: Path) -> int:
+    return 4 * sum(info.num_elements for info in TensorReader.open(folder).tensors.values())
+
+
+def _test_tokens(calibration: CalibrationSet) -> Tensor:
+    """The first tokens of the longest samples, [B, T], without padding."""
+    lengths = torch.bincount(calibration.sample_ids[calibration.sample_ids != PADDING])
+    longest = torch.sort(lengths, descending=True, stable=True).indices[:NUM_SEQUENCES]
+    length = min(SEQUENCE_TOKENS, int(lengths[longest].min()))
+    return torch.stack([calibration.token_ids[calibration.sample_ids == sample][:length] for sample in longest])
+
+
+def _rounded(weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
+    return GLUWeights(*(part.to(dtype).float() for part in (weights.gate, weights.up, weights.down)))
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _require(folder: Path, what: str, error: float, limit: float) -> None:
+    if not error <= limit:
+        fix = "Nothing was published. Check the source with `expertweaver inspect`; if it is sound, report this."
+        raise VerificationError(Problem(f"{folder}: {what}", f"a relative error up to {limit:g}", f"{error:.3g}", fix))

@@ -1,0 +1,336 @@
+"""The main road: a dense checkpoint in, a verified sparse checkpoint out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from expertweaver.calibration.capture import profile_layers
+from expertweaver.calibration.documents import read_documents
+from expertweaver.calibration.samples import CalibrationSet, build_calibration_set
+from expertweaver.calibration.statistics import StatisticsFolder
+from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
+from expertweaver.checkpoint.card import model_card
+from expertweaver.checkpoint.folder import OutputFolder, write_text
+from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes, layer_record
+from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
+from expertweaver.checkpoint.verify import Verification, copied_tensors, verify
+from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
+from expertweaver.methods.base import load_method
+from expertweaver.partition.allocation import Allocation
+from expertweaver.planning import Plan, available_memory, plan
+from expertweaver.progress import SILENT, Progress
+from expertweaver.recipe.schema import Recipe
+
+SIDE_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+COPIED_FILES = (*SIDE_FILES, "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion: where it is, its record, what was verified, how long it took."""
+
+    path: Path
+    manifest: dict[str, Any]
+    verification: Verification
+    seconds: dict[str, float]
+
+
+def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Conversion:
+    """Convert a dense GLU model into a sparse Mixture-of-Experts checkpoint.
+
+    The result is built in `OUT.partial`, verified, and renamed. A stopped run continues when it is repeated.
+
+    Args:
+        recipe: What to convert and how; see `make_recipe`.
+        out: The folder to create.
+        overwrite: Replace an existing model folder once the new one is verified.
+        progress: Hears of stages and warnings.
+
+    Raises:
+        RecipeError, PartitionError: The request is wrong.
+        ArchitectureError, CheckpointError, CalibrationError: An input cannot be used.
+        VerificationError: The result does not compute what it must; nothing is left behind.
+    """
+    clock = _Clock()
+    todo = plan(recipe, Path(out), overwrite=overwrite, estimate_time=False)
+    calibration = calibration_set(todo)
+    source = todo.dense.folder.path
+    with OutputFolder(Path(out), _identity(todo, calibration), overwrite=overwrite, source=source) as folder:
+        if folder.resumed:
+            progress.note(f"continuing the run that was begun in {folder.partial}")
+        statistics = _profile(todo, calibration, folder.scratch, progress)
+        clock.lap("profile")
+        allocations = load_method(recipe.method.name).allocate(recipe.method, statistics, todo.budget)
+        layout = uniform_layout(allocations, todo.budget)
+        stored, records = _write_layers(todo, allocations, layout, statistics, folder, progress)
+        clock.lap("layers")
+        warnings = [*todo.warnings, *_allocation_warnings(allocations)]
+        for warning in warnings:
+            progress.note(warning)
+        manifest = _write_sidecars(todo, calibration, layout, stored, records, warnings, folder.partial)
+        with progress.stage("verifying", 1) as step:
+            verification = _verify(todo, calibration, layout, stored, folder.partial)
+            step()
+        clock.lap("verify")
+        quality = _evaluate(todo, folder.partial, progress)
+        clock.lap("evaluate")
+        manifest = _finish_record(todo, manifest, verification, quality, clock.seconds, folder.partial)
+        folder.publish()
+    return Conversion(Path(out), manifest, verification, clock.seconds)
+
+
+def calibration_set(todo: Plan) -> CalibrationSet:
+    """Read, tokenize and pack the calibration text of a plan.
+
+    Raises:
+        CalibrationError: Text that is unreadable, too short, or does not fit the model's vocabulary.
+    """
+    section = todo.recipe.calibration
+    tokenizer = load_tokenizer(todo.dense.folder.path, trust_remote_code=todo.recipe.source.trust_remote_code)
+    documents = read_documents(todo.calibration_paths, render_messages=message_renderer(tokenizer))
+    return build_calibration_set(
+        documents,
+        lambda text: tokenizer(text, verbose=False)["input_ids"],
+        num_samples=section.num_samples,
+        sequence_length=todo.sequence_length,
+        vocab_size=todo.dense.dims.vocab_size,
+        seed=section.seed,
+    )
+
+
+class _Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.last, 3)
+        self.last = now
+
+
+def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
+    import transformers
+
+    from expertweaver import __version__
+
+    return {
+        "recipe": todo.recipe.to_values(),
+        "source": todo.dense.reader.fingerprint,
+        "calibration": calibration.fingerprint,
+        "versions": {"expertweaver": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress) -> StatisticsFolder:
+    num_layers = todo.dense.dims.num_hidden_layers
+    statistics = StatisticsFolder(scratch / "statistics", num_layers)
+    with progress.stage("calibrating", num_layers) as step:
+        profile_layers(
+            todo.dense,
+            calibration,
+            statistics,
+            compute_dtype=getattr(torch, todo.recipe.calibration.compute_dtype),
+            num_markers=todo.budget.active_slices * todo.budget.slice_width,
+            scratch=scratch,
+            on_layer=lambda layer: step(),
+        )
+    return statistics
+
+
+def _write_layers(
+    todo: Plan,
+    allocations: Sequence[Allocation],
+    layout: Layout,
+    statistics: StatisticsFolder,
+    folder: OutputFolder,
+    progress: Progress,
+) -> tuple[list[StoredLayer], list[dict[str, Any]]]:
+    """Design, slice and write every layer; a layer whose record exists was finished by an earlier run."""
+    dense, dtype = todo.dense, todo.torch_dtype
+    names = ShardNames(dense.dims.num_hidden_layers)
+    stored, records = [], []
+    with progress.stage("weaving", len(allocations)) as step:
+        for layer, allocation in enumerate(allocations):
+            done = _read_finished(folder.scratch, layer)
+            if done is None:
+                done = _weave_layer(todo, layer, allocation, layout, statistics, folder.partial / names.layer(layer))
+                _save_finished(folder.scratch, layer, *done)
+            stored.append(done[0])
+            records.append(done[1])
+            step()
+    embeddings = "model.embed_tokens.weight"
+    write_shard(folder.partial / names.embeddings, {embeddings: dense.read(embeddings).to(dtype)})
+    head = {name: dense.read(name).to(dtype) for name in dense.names() if name != embeddings}
+    write_shard(folder.partial / names.head, head)
+    write_index(folder.partial, names)
+    return stored, records
+
+
+def _weave_layer(
+    todo: Plan, layer: int, allocation: Allocation, layout: Layout, statistics: StatisticsFolder, shard: Path
+) -> tuple[StoredLayer, dict[str, Any]]:
+    method, form = load_method(todo.recipe.method.name), load_format(todo.recipe.output.format)
+    measured = statistics[layer]
+    weights = todo.dense.read_ffn(layer)
+    design = method.design(todo.recipe.method, layer, measured, weights, allocation, todo.budget)
+    stored = form.store_layer(design, layout, measured.probe_inputs)
+    tensors = copied_tensors(todo.dense, layer, todo.torch_dtype)
+    tensors |= form.layer_tensors(layer, stored, weights, todo.torch_dtype)
+    write_shard(shard, tensors)
+    return stored, layer_record(layer, allocation, todo.budget, stored, measured)
+
+
+_STORED_TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias")
+
+
+def _save_finished(scratch: Path, layer: int, stored: StoredLayer, record: dict[str, Any]) -> None:
+    """Remember a finished layer; the record is written last and marks it complete."""
+    save_file({name: getattr(stored, name) for name in _STORED_TENSORS}, scratch / f"stored-{layer:05d}.safetensors")
+    write_text(scratch / f"layer-{layer:05d}.json", json.dumps(record))
+
+
+def _read_finished(scratch: Path, layer: int) -> tuple[StoredLayer, dict[str, Any]] | None:
+    file = scratch / f"layer-{layer:05d}.json"
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    tensors = load_file(scratch / f"stored-{layer:05d}.safetensors")
+    stored = StoredLayer(
+        **tensors,
+        scale_log2=record["router_scale_log2"],
+        max_abs_logit=record["max_abs_router_logit"],
+        routing_kept=record["routing_kept"],
+    )
+    return stored, record
+
+
+def _allocation_warnings(allocations: Sequence[Allocation]) -> list[str]:
+    warnings = []
+    shares = [allocation.r for allocation in allocations if allocation.r is not None]
+    if shares and (max(shares) < 0.005 or min(shares) > 0.995):
+        side = "no neuron varies more" if max(shares) < 0.005 else "every neuron varies more"
+        warnings.append(
+            f"tau {allocations[0].tau:g} is inert: in every layer {side} than it, so all layers share alike; "
+            f"try --set method.tau=auto (the report shows the spread)"
+        )
+    clipped = [layer for layer, allocation in enumerate(allocations) if allocation.clip is not None]
+    if clipped:
+        warnings.append(f"{len(clipped)} of {len(allocations)} layers: {allocations[clipped[0]].clip}")
+    return warnings
+
+
+def _write_sidecars(
+    todo: Plan,
+    calibration: CalibrationSet,
+    layout: Layout,
+    stored: Sequence[StoredLayer],
+    records: Sequence[dict[str, Any]],
+    warnings: Sequence[str],
+    folder: Path,
+) -> dict[str, Any]:
+    """Configuration, tokenizer and the record's partition; returns the manifest, still without file hashes."""
+    form = load_format(todo.recipe.output.format)
+    config = form.config(todo.dense, layout, todo.torch_dtype)
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    for pattern in COPIED_FILES:
+        for file in sorted(todo.dense.folder.path.glob(pattern)):
+            shutil.copyfile(file, folder / file.name)
+    record = folder / RECORD_FOLDER
+    record.mkdir(exist_ok=True)
+    owners = {}
+    for layer, design in enumerate(stored):
+        owners[f"{layer}.shared_neurons"] = design.shared_neurons
+        owners[f"{layer}.expert_neurons"] = design.expert_neurons
+    save_file(owners, record / "partition.safetensors")
+    num_params = sum(
+        info.num_elements
+        for name, info in _written_tensors(folder).items()
+        if not name.endswith("e_score_correction_bias")
+    )
+    return build_manifest(todo, calibration, layout, records, warnings, num_params)
+
+
+def _written_tensors(folder: Path) -> dict[str, Any]:
+    from expertweaver.dense.reader import TensorReader
+
+    return TensorReader.open(folder).tensors
+
+
+def _verify(
+    todo: Plan, calibration: CalibrationSet, layout: Layout, stored: Sequence[StoredLayer], folder: Path
+) -> Verification:
+    return verify(
+        folder,
+        todo.dense,
+        load_format(todo.recipe.output.format),
+        stored,
+        layout,
+        calibration,
+        dtype=todo.torch_dtype,
+        memory_budget=available_memory() // 2,
+    )
+
+
+def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:
+    section = todo.recipe.evaluate
+    if not section.text:
+        return None
+    from expertweaver.evaluation.quality import evaluate
+
+    return evaluate(
+        [folder],
+        text=section.text,
+        against=todo.dense.folder.path,
+        max_tokens_per_document=section.max_tokens_per_document,
+        progress=progress,
+    )
+
+
+def _finish_record(
+    todo: Plan,
+    manifest: dict[str, Any],
+    verification: Verification,
+    quality: Any,
+    seconds: dict[str, float],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write card, recipe, report and manifest; times and host facts go into a file of their own."""
+    import platform
+    from dataclasses import asdict
+
+    from expertweaver.report.markdown import quality_markdown
+    from expertweaver.report.contents import Report
+    from expertweaver.report.page import write_report
+
+    record = folder / RECORD_FOLDER
+    card = model_card(manifest, todo.dense.folder.path, quality_markdown(quality) if quality else None)
+    write_text(folder / "README.md", card)
+    write_text(record / "recipe.yaml", yaml.safe_dump(todo.recipe.to_values(), sort_keys=False))
+    if quality is not None:
+        write_text(record / "evaluation.json", json.dumps(quality.to_json(), indent=2) + "\n")
+    title = f"{Path(todo.dense.folder.name).name}, {manifest['method']}"
+    write_report(record / "report.html", Report(title, (manifest,), quality, None, ()))
+    finished = {**manifest, "files_sha256": file_hashes(folder)}
+    write_text(record / "manifest.json", json.dumps(finished, indent=2) + "\n")
+    host = {"python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads()}
+    run = {
+        "seconds": seconds,
+        "verification": asdict(verification),
+        "host": host,
+        "finished": time.strftime("%FT%TZ", time.gmtime()),
+    }
+    write_text(record / "run.json", json.dumps(run, indent=2) + "\n")
+    return finished

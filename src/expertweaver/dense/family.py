@@ -1,0 +1,132 @@
+"""Model families as data: which tensors a checkpoint of the family has, and what our words for them are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from expertweaver.errors import ArchitectureError, Problem
+from expertweaver.registry import PACKAGE_FOLDER, data_files
+from expertweaver.yaml_file import read_yaml
+
+
+class TensorRule(BaseModel):
+    """One canonical tensor: its symbolic shape, the config flag it depends on, the tensor it may be tied to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shape: tuple[str, ...]
+    when: str | None = None
+    tied_to: str | None = None
+
+
+class Family(BaseModel):
+    """A family of dense GLU models; the fields are documented in families/llama.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    summary: str
+    model_type: str
+    qk_norm: bool
+    rope_types: tuple[str, ...]
+    model: dict[str, TensorRule]
+    layer: dict[str, TensorRule]
+    fused: dict[str, tuple[str, ...]] = {}
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a dense GLU model, in the words of Hugging Face's configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    hidden_act: str
+
+    def shape(self, symbols: tuple[str, ...]) -> tuple[int, ...]:
+        """Turn a rule's symbolic shape into numbers."""
+        sizes = {
+            "H": self.hidden_size,
+            "F": self.intermediate_size,
+            "V": self.vocab_size,
+            "D": self.head_dim,
+            "Q": self.num_attention_heads * self.head_dim,
+            "KV": self.num_key_value_heads * self.head_dim,
+        }
+        return tuple(sizes[symbol] for symbol in symbols)
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """All families by name."""
+    files = data_files("dense/families")
+    return {name: Family(name=name, **_inherited(name)) for name in files}
+
+
+def find_family(model_type: str, where: str) -> Family:
+    """The family of a `model_type`.
+
+    Raises:
+        ArchitectureError: No family has it; the message lists the supported ones and, where known, the reason.
+    """
+    found = [family for family in families().values() if family.model_type == model_type]
+    if found:
+        return found[0]
+    reasons = read_yaml(PACKAGE_FOLDER / "dense/unsupported.yaml")
+    supported = ", ".join(f"{family.model_type} ({family.summary})" for family in families().values())
+    why = f", which is not convertible: {reasons[model_type]}" if model_type in reasons else ""
+    problem = Problem(where, f"model_type of a supported family: {supported}", f"'{model_type}'{why}", "Use one.")
+    raise ArchitectureError(problem)
+
+
+def read_dims(config: Mapping[str, Any], where: str) -> Dims:
+    """Read the sizes from a config.json.
+
+    Raises:
+        ArchitectureError: A size is missing, not a positive integer, or absurd; all such sizes at once.
+    """
+    heads = config.get("num_attention_heads")
+    values = {
+        "hidden_size": config.get("hidden_size"),
+        "intermediate_size": config.get("intermediate_size"),
+        "num_hidden_layers": config.get("num_hidden_layers"),
+        "vocab_size": config.get("vocab_size"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+    }
+    head_dim = config.get("head_dim")
+    if head_dim is None and _is_size(values["hidden_size"]) and _is_size(heads):
+        head_dim = values["hidden_size"] // heads
+    values["head_dim"] = head_dim
+    bad = {name: value for name, value in values.items() if not _is_size(value)}
+    if bad:
+        fix = "Repair the config.json or download the model again."
+        limits = "a whole number between 1 and 2^31"
+        raise ArchitectureError(*(Problem(f"{where}: {name}", limits, repr(v), fix) for name, v in bad.items()))
+    return Dims(**values, hidden_act=str(config.get("hidden_act", "silu")))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _inherited(name: str) -> dict[str, Any]:
+    values = read_yaml(data_files("dense/families")[name])
+    parent = values.pop("inherits", None)
+    if parent is None:
+        return values
+    base = _inherited(parent)
+    merged = {**base, **values}
+    for section in ("model", "layer"):
+        merged[section] = {**base[section], **values.get(section, {})}
+    return merged

@@ -1,0 +1,155 @@
+"""A dense GLU model on disk: its family, sizes and tensors under canonical names, read one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expertweaver.dense.accounting import Origin, account, check_shapes, expected_origins, find_rule, layer_prefix
+from expertweaver.dense.family import Dims, Family, find_family, read_dims
+from expertweaver.dense.reader import TensorReader
+from expertweaver.dense.source import ModelFolder, find_model
+from expertweaver.errors import ArchitectureError, CheckpointError, Problem
+from expertweaver.modeling.values import GLUWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FFN_PREFIX = "mlp."
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A model ready to be converted; opening it read no weight.
+
+    `config` is the stock configuration with every default filled in; `origins` maps each canonical tensor name to
+    its place in the checkpoint, and every source tensor is one of these origins, a tied copy, or named in `dropped`.
+    """
+
+    folder: ModelFolder
+    family: Family
+    dims: Dims
+    config: Mapping[str, Any]
+    reader: TensorReader
+    origins: Mapping[str, Origin]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """The type that most weights are stored in, as safetensors spells it (`BF16`)."""
+        counts: Counter[str] = Counter()
+        for info in self.reader.tensors.values():
+            counts[info.dtype] += info.num_elements
+        return counts.most_common(1)[0][0]
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the dense model; a tied head counts once."""
+        return sum(info.num_elements for name, info in self.reader.tensors.items() if name not in self.dropped)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a canonical tensor."""
+        return self.dims.shape(find_rule(self.family, name).shape)
+
+    def names(self, layer: int | None = None) -> list[str]:
+        """Canonical names of one decoder layer's tensors, or of those outside the layers."""
+        prefix = "model.layers." if layer is None else layer_prefix(layer)
+        return [name for name in self.origins if name.startswith(prefix) == (layer is not None)]
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor by its canonical name, in the stored type.
+
+        Raises:
+            CheckpointError: The value is not finite, or a stored copy differs from the tensor it is tied to.
+        """
+        origin = self.origins[name]
+        tensor = self.reader.read(origin.source)
+        if name in self.dropped and name != origin.source:
+            self._check_tied(name, tensor)
+        return tensor if origin.rows is None else tensor[slice(*origin.rows)]
+
+    def read_ffn(self, layer: int) -> GLUWeights:
+        """Read the FFN of one layer: gate and up [F, H], down [H, F]."""
+        prefix = layer_prefix(layer) + FFN_PREFIX
+        gate, up, down = (self.read(f"{prefix}{part}_proj.weight") for part in ("gate", "up", "down"))
+        return GLUWeights(gate, up, down)
+
+    def _check_tied(self, name: str, tensor: Tensor) -> None:
+        import torch
+
+        if not torch.equal(self.reader.read(name), tensor):
+            found = f"a '{name}' of its own that differs"
+            fix = "Set tie_word_embeddings to false in config.json if the head is meant to be separate."
+            where = str(self.folder.path)
+            raise CheckpointError(Problem(where, f"'{name}' equal to the tensor it is tied to", found, fix))
+
+
+def open_dense(name: str) -> DenseModel:
+    """Open a model folder or hub model and account for every tensor in it, from headers alone.
+
+    Raises:
+        CheckpointError: Missing or corrupt files; tensors that are missing, unknown, of a wrong shape or type.
+        ArchitectureError: A kind of model that cannot be converted, with the reason.
+    """
+    folder = find_model(name)
+    raw = _read_config(folder.path)
+    family = find_family(str(raw.get("model_type")), str(folder.path / "config.json"))
+    config = _complete_config(folder.path)
+    where = str(folder.path / "config.json")
+    dims = read_dims(config, where)
+    problems = _unsupported(config, family, dims, where)
+    if problems:
+        raise ArchitectureError(*problems)
+    reader = TensorReader.open(folder.path)
+    origins = expected_origins(family, dims, config)
+    dropped = account(reader, origins, family)
+    check_shapes(reader, family, dims, origins)
+    return DenseModel(folder, family, dims, config, reader, origins, dropped)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    fix = "Give the folder that save_pretrained wrote."
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(Problem(str(file), "a model's config.json", str(error), fix)) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(Problem(str(file), "a JSON object", type(config).__name__, fix))
+    return config
+
+
+def _complete_config(folder: Path) -> dict[str, Any]:
+    """The stock class's view of config.json: old spellings translated, defaults filled in."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).to_dict()
+    except Exception as error:  # validation of a foreign file by a library with many error classes
+        found = f"{type(error).__name__}: {error}"
+        fix = "Repair the config.json or download the model again."
+        raise CheckpointError(Problem(str(folder / "config.json"), "a valid configuration", found, fix)) from error
+
+
+def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: str) -> list[Problem]:
+    problems = []
+    if config.get("quantization_config") is not None:
+        fix = "Convert the unquantised model, and quantise the result."
+        problems.append(Problem(where, "unquantised weights", "a quantization_config", fix))
+    window = config.get("sliding_window")
+    if window is not None and window < dims.max_position_embeddings:
+        fix = "Use a version of the model without a window: no stock MoE format can say it."
+        found = f"a sliding window of {window} in a context of {dims.max_position_embeddings}"
+        problems.append(Problem(where, "full attention in every layer", found, fix))
+    rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
+    if rope not in family.rope_types:
+        expected = f"rope_type one of {', '.join(family.rope_types)} for {family.model_type}"
+        problems.append(Problem(where, expected, f"'{rope}'", "This position scaling is not supported yet."))
+    if dims.num_attention_heads % dims.num_key_value_heads:
+        found = f"{dims.num_attention_heads} query and {dims.num_key_value_heads} key-value heads"
+        problems.append(Problem(where, "query heads a multiple of key-value heads", found, "Repair the config.json."))
+    return problems

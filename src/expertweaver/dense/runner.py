@@ -1,0 +1,126 @@
+"""Running a dense model one stock decoder layer at a time, with an FFN that can be watched or replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from expertweaver.dense.accounting import layer_prefix
+from expertweaver.dense.model import DenseModel
+
+FFN = Callable[[Tensor], Tensor]
+
+
+class FFNSlot(nn.Module):
+    """Stands in a decoder layer where its FFN was and calls whatever was put into it."""
+
+    def __init__(self, ffn: FFN) -> None:
+        super().__init__()
+        self.ffn = ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map FFN inputs [B, T, H] to outputs [B, T, H]."""
+        return self.ffn(x)
+
+
+class LayerRunner:
+    """Runs a dense model's own transformers layers; only one layer's weights are in memory at a time."""
+
+    def __init__(self, dense: DenseModel, dtype: torch.dtype, stored_dtype: torch.dtype | None = None) -> None:
+        """Prepare the layers.
+
+        Args:
+            dense: The model.
+            dtype: Arithmetic of the forward pass.
+            stored_dtype: Round weights to this type first, to compare with a checkpoint that was written in it.
+        """
+        self.dense = dense
+        self.dtype = dtype
+        self.stored_dtype = stored_dtype
+        self.skeleton = meta_model(dense.config)
+        rotary = self.skeleton.model.rotary_emb
+        self.rotary = type(rotary)(config=rotary.config)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Look up the embeddings of token ids [B, T]: [B, T, H]."""
+        weight = self.dense.read("model.embed_tokens.weight")
+        return self._cast(nn.functional.embedding(token_ids, weight))
+
+    def norm(self) -> nn.Module:
+        """The final norm, with its weight."""
+        module = copy.deepcopy(self.skeleton.model.norm)
+        module.load_state_dict({"weight": self._cast(self.dense.read("model.norm.weight"))}, assign=True)
+        return module
+
+    @contextlib.contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """A decoder layer with its attention and norm weights; its FFN is an empty slot (see `run`)."""
+        module = copy.deepcopy(self.skeleton.model.layers[index])
+        module.mlp = FFNSlot(_empty_slot)
+        prefix = layer_prefix(index)
+        sources = {o.source for name, o in self.dense.origins.items() if name.startswith(prefix)}
+        weights = {
+            source.removeprefix(prefix): self._cast(self.dense.reader.read(source))
+            for source in sources
+            if not source.startswith(prefix + "mlp.")
+        }
+        module.load_state_dict(weights, strict=True, assign=True)
+        yield module.eval()
+
+    def run(self, module: nn.Module, hidden: Tensor, sample_ids: Tensor, ffn: FFN) -> Tensor:
+        """Run one layer on hidden states [B, T, H]; attention stays inside a sample.
+
+        Args:
+            module: What `layer` gave.
+            hidden: Hidden states entering the layer.
+            sample_ids: Sample of each token [B, T]; -1 is padding, which sees only itself.
+            ffn: Called with the normalised FFN inputs [B, T, H].
+        """
+        module.mlp.ffn = ffn
+        return self.run_module(module, hidden, sample_ids)
+
+    def run_module(self, module: nn.Module, hidden: Tensor, sample_ids: Tensor) -> Tensor:
+        """Run any decoder layer of this model's positions, whatever its FFN, as `run` does."""
+        cos_sin = self.rotary(hidden, positions_in_samples(sample_ids))
+        with torch.inference_mode():
+            return module(hidden, attention_mask=attention_mask(sample_ids), position_embeddings=cos_sin)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
+
+
+def meta_model(config: object) -> nn.Module:
+    """A stock causal language model without weights, from a configuration's values."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(config)  # type: ignore[call-overload]
+    stock = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa")
+
+
+def attention_mask(sample_ids: Tensor) -> Tensor:
+    """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself."""
+    length = sample_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = sample_ids[:, :, None] == sample_ids[:, None, :]
+    itself = torch.eye(length, dtype=torch.bool)
+    real = (sample_ids >= 0)[:, :, None]
+    return ((same & causal & real) | itself)[:, None]
+
+
+def positions_in_samples(sample_ids: Tensor) -> Tensor:
+    """Position of each token inside its own sample, [B, T]: samples are contiguous runs of one id."""
+    steps = torch.arange(sample_ids.shape[1])
+    starts = torch.ones_like(sample_ids, dtype=torch.bool)
+    starts[:, 1:] = sample_ids[:, 1:] != sample_ids[:, :-1]
+    last_start = torch.where(starts, steps, 0).cummax(dim=1).values
+    return steps - last_start
+
+
+def _empty_slot(x: Tensor) -> Tensor:
+    raise RuntimeError("this layer has no FFN yet: run it through LayerRunner.run")

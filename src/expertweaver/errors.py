@@ -1,0 +1,77 @@
+"""Every error a user can cause: where it is, what was expected, what was found, what to do.
+
+The classes also derive from the nearest builtin, so that `except ValueError` and `except OSError` keep
+working. Exit codes of the command line: 0 ok, 2 recipe or usage, 3 input unusable, 4 verification failed,
+1 a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in the four parts that let its reader mend it."""
+
+    where: str
+    expected: str
+    found: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, found {self.found}. {self.fix}"
+
+
+class ExpertWeaverError(Exception):
+    """Base of all errors that are not bugs; carries one or several problems."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        return "\n".join(f"{i}. {problem}" for i, problem in enumerate(self.problems, start=1))
+
+
+class RecipeError(ExpertWeaverError, ValueError):
+    """The request itself is wrong: an unknown key, a value out of range, an impossible budget."""
+
+    exit_code = 2
+
+
+class PartitionError(ExpertWeaverError, ValueError):
+    """The neurons cannot be divided as asked."""
+
+    exit_code = 2
+
+
+class ArchitectureError(ExpertWeaverError, ValueError):
+    """The model is of a kind that cannot be converted, or not into the format asked for."""
+
+
+class CheckpointError(ExpertWeaverError, OSError):
+    """A model folder cannot be read or written as it should be."""
+
+
+class CalibrationError(ExpertWeaverError, ValueError):
+    """The calibration or evaluation text is missing, unreadable or too short."""
+
+
+class VerificationError(ExpertWeaverError, RuntimeError):
+    """The converted checkpoint does not compute what it must; nothing was published."""
+
+    exit_code = 4
+
+
+def listed(names: Iterable[str], limit: int = 12) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    everything = list(names)
+    more = len(everything) - limit
+    return ", ".join(everything[:limit]) + (f" and {more} more" if more > 0 else "")

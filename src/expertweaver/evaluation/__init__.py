@@ -1,0 +1,1 @@
+"""Quality of dense and converted models on text, through stock transformers only."""

@@ -1,0 +1,179 @@
+"""Measure language models on the same text: loss, distance to the dense model, routing, benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from expertweaver.calibration.documents import read_documents
+from expertweaver.errors import CalibrationError, Problem, RecipeError
+from expertweaver.evaluation.harness import Harness, find_tasks
+from expertweaver.evaluation.loading import DTYPES, Candidate, load_model, open_candidates
+from expertweaver.evaluation.params import ParamCounts, count_params
+from expertweaver.evaluation.results import ALL, Evaluation, ModelQuality
+from expertweaver.evaluation.scoring import ModelScores, Progress, score_documents
+from expertweaver.evaluation.summary import summarize
+from expertweaver.evaluation.tokens import TokenizedDocument, message_renderer, tokenize_documents
+from expertweaver.registry import require_known
+
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every model of one evaluation."""
+
+    documents: list[TokenizedDocument]
+    harness: Harness | None
+    dtype: str
+    trust_remote_code: bool
+    progress: Progress | None
+
+    def load(self, candidate: Candidate) -> PreTrainedModel:
+        return load_model(candidate, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    candidate: Candidate
+    counts: ParamCounts
+    scores: ModelScores
+    lm_eval: dict[str, Any] | None
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    *,
+    text: Sequence[str],
+    against: str | Path | None = None,
+    max_tokens_per_document: int | None = None,
+    context: int | None = None,
+    dtype: str = "float32",
+    tasks: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure several models on the same documents and, with `against`, how far each is from that dense model.
+
+    Every model is loaded by stock transformers. The text is tokenized once, with the special tokens that the first
+    model's tokenizer adds by itself. A document longer than `context` is cut into consecutive windows; the first
+    token of a window is not predicted and no window sees the one before. Losses are means over predicted tokens, so
+    long documents weigh more. At most two models, and one window of logits of each, are in memory.
+
+    Args:
+        models: Folders or hub ids (`owner/name@revision`); a model given twice is measured once.
+        text: What `read_documents` reads; chat messages are rendered with the first model's chat template.
+        against: The dense reference; it becomes the first entry of the result.
+        max_tokens_per_document: Cut longer documents to this many tokens; None for no cut.
+        context: Window length in tokens; None for the smallest of 2048 and the models' max_position_embeddings.
+        dtype: What the weights are loaded as: float32, bfloat16 or float16. Log-softmax is always taken in fp64.
+        tasks: Names of lm-eval tasks, paths of task files or of folders with such files.
+        trust_remote_code: Allow the models' own Python code.
+        progress: Called after each document with the model's name, documents done and documents in all.
+
+    Raises:
+        RecipeError: No model, an option out of range, an unknown task, or tasks without the extra `lm-eval`.
+        CheckpointError: A model that is missing, incomplete, without tokenizer, or with logits that are not finite.
+        CalibrationError: Unusable text, or models that do not share the vocabulary.
+        ArchitectureError: A sparse model of a type whose routing is not known.
+    """
+    _check_options(models, against, max_tokens_per_document, context, dtype)
+    harness = find_tasks(tasks) if tasks else None
+    wanted = list(models) if against is None else [against, *models]
+    candidates = open_candidates(wanted, trust_remote_code=trust_remote_code)
+    window = _window_length(candidates, context)
+    documents = _read_text(text, candidates, window, max_tokens_per_document)
+    job = _Job(documents, harness, dtype, trust_remote_code, progress)
+    measured = _measure_apart(candidates, job) if against is None else _measure_against(candidates, job)
+    return Evaluation(
+        text=tuple(text),
+        models=tuple(_model_quality(m, job.documents) for m in measured),
+        has_dense=against is not None,
+        lm_eval={m.candidate.name: m.lm_eval for m in measured} if harness else None,
+        context=window,
+        max_tokens_per_document=max_tokens_per_document,
+        dtype=dtype,
+    )
+
+
+def _check_options(
+    models: Sequence[str | Path], against: str | Path | None, max_tokens: int | None, context: int | None, dtype: str
+) -> None:
+    if not models and against is None:
+        raise RecipeError(Problem("models", "at least one model", "none", "Give a folder or a hub id."))
+    for name, value in (("max_tokens_per_document", max_tokens), ("context", context)):
+        if value is not None and value < 2:
+            raise RecipeError(Problem(name, "2 or more", str(value), "One token predicts nothing."))
+    require_known("dtype", dtype, DTYPES)
+
+
+def _window_length(candidates: Sequence[Candidate], context: int | None) -> int:
+    lengths = {c.name: getattr(c.config.get_text_config(), "max_position_embeddings", None) for c in candidates}
+    known = {name: length for name, length in lengths.items() if length is not None}
+    if context is None:
+        return min([DEFAULT_CONTEXT, *known.values()])
+    for name, length in known.items():
+        if context > length:
+            expected = f"at most {length}, the max_position_embeddings of {name}"
+            raise RecipeError(Problem("context", expected, str(context), "Lower it or leave it out."))
+    return context
+
+
+def _read_text(
+    text: Sequence[str], candidates: Sequence[Candidate], context: int, max_tokens: int | None
+) -> list[TokenizedDocument]:
+    documents = read_documents(text, render_messages=message_renderer(candidates[0].tokenizer))
+    if any(document.domain == ALL for document in documents):
+        found = "a domain of that name in the text"
+        raise CalibrationError(Problem(f"domain '{ALL}'", "free for the sum of all domains", found, "Rename it."))
+    return tokenize_documents(documents, candidates, context=context, max_tokens=max_tokens)
+
+
+def _measure_apart(candidates: Sequence[Candidate], job: _Job) -> list[_Measured]:
+    return [_measure_alone(candidate, job.load(candidate), job, is_dense=False) for candidate in candidates]
+
+
+def _measure_against(candidates: Sequence[Candidate], job: _Job) -> list[_Measured]:
+    """Measure the first and each other beside it; the dense model runs again rather than its logits being kept."""
+    dense, *others = candidates
+    dense_model = job.load(dense)
+    if not others:
+        return [_measure_alone(dense, dense_model, job, is_dense=True)]
+    pairs = [_measure_pair(dense, dense_model, candidate, job) for candidate in others]
+    dense_scores = pairs[0][0]
+    return [_finish(dense, dense_model, dense_scores, job), *(measured for _, measured in pairs)]
+
+
+def _measure_alone(candidate: Candidate, model: PreTrainedModel, job: _Job, *, is_dense: bool) -> _Measured:
+    loaded = {candidate.name: model}
+    [scores] = score_documents(loaded, job.documents, first_is_dense=is_dense, progress=job.progress)
+    return _finish(candidate, model, scores, job)
+
+
+def _measure_pair(
+    dense: Candidate, dense_model: PreTrainedModel, candidate: Candidate, job: _Job
+) -> tuple[ModelScores, _Measured]:
+    model = job.load(candidate)
+    loaded = {dense.name: dense_model, candidate.name: model}
+    dense_scores, scores = score_documents(loaded, job.documents, first_is_dense=True, progress=job.progress)
+    return dense_scores, _finish(candidate, model, scores, job)
+
+
+def _finish(candidate: Candidate, model: PreTrainedModel, scores: ModelScores, job: _Job) -> _Measured:
+    lm_eval = job.harness.run(model, candidate.tokenizer) if job.harness else None
+    return _Measured(candidate, count_params(model), scores, lm_eval)
+
+
+def _model_quality(measured: _Measured, documents: Sequence[TokenizedDocument]) -> ModelQuality:
+    return ModelQuality(
+        name=measured.candidate.name,
+        path=measured.candidate.path,
+        num_params=measured.counts.num_params,
+        num_active_params=measured.counts.num_active_params,
+        domains=summarize([document.domain for document in documents], measured.scores.documents),
+        routing=measured.scores.routing,
+    )

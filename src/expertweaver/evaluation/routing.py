@@ -1,0 +1,86 @@
+"""Which routed experts a stock model chooses, seen by hooks on its own router modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from expertweaver.errors import ArchitectureError, Problem
+from expertweaver.evaluation.params import RoutedExperts, routed_experts
+from expertweaver.evaluation.results import ALL, RoutingUsage
+
+ROUTER_CLASS = re.compile(r"Top[kK]Router$")
+
+
+class RoutingTally:
+    """Counts how often each routed expert is chosen while `domain` is set; rows are layers in model order."""
+
+    def __init__(self, experts: RoutedExperts, num_layers: int) -> None:
+        self.experts = experts
+        self.num_layers = num_layers
+        self.domain: str | None = None
+        self.counts: dict[str, Tensor] = {}
+
+    def add(self, layer: int, expert_ids: Tensor) -> None:
+        """Count one forward of one router; `expert_ids` is int [tokens, K]."""
+        if self.domain is None:
+            return
+        shape = (self.num_layers, self.experts.num_experts)
+        counts = self.counts.setdefault(self.domain, torch.zeros(shape, dtype=torch.int64))
+        counts[layer] += torch.bincount(expert_ids.flatten().cpu(), minlength=self.experts.num_experts)
+
+    def usage(self) -> RoutingUsage:
+        """Shares per domain, and over all domains as 'all'; every token that was fed counts, predicted or not."""
+        counts = {**self.counts, ALL: torch.stack(list(self.counts.values())).sum(dim=0)}
+        return RoutingUsage(self.experts.num_experts_per_tok, {name: self._share(c) for name, c in counts.items()})
+
+    def _share(self, counts: Tensor) -> list[list[float]]:
+        num_tokens = counts.sum(dim=1, keepdim=True).double() / self.experts.num_experts_per_tok
+        return (counts / num_tokens).tolist()
+
+
+@contextmanager
+def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
+    """Watch the routers of a model for the time of the block; None for a dense model.
+
+    Raises:
+        ArchitectureError: A sparse model of an unknown type, or one whose routers are not found.
+    """
+    experts = routed_experts(model.config)
+    if experts is None:
+        yield None
+        return
+    routers = [module for module in model.modules() if ROUTER_CLASS.search(type(module).__name__)]
+    if not routers:
+        where, fix = f"model_type '{model.config.model_type}'", "Report this model: its router class has another name."
+        raise ArchitectureError(Problem(where, "router modules called ...TopkRouter", "none", fix))
+    tally = RoutingTally(experts, len(routers))
+    hooks = [router.register_forward_hook(_hook(tally, layer)) for layer, router in enumerate(routers)]
+    try:
+        yield tally
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(tally: RoutingTally, layer: int) -> Any:
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        tally.add(layer, _expert_ids(module, output, tally.experts.num_experts_per_tok))
+
+    return count
+
+
+def _expert_ids(router: nn.Module, output: Any, num_experts_per_tok: int) -> Tensor:
+    ids = output[2] if isinstance(output, tuple) and len(output) == 3 else None
+    if isinstance(ids, Tensor) and not ids.is_floating_point() and ids.shape[-1] == num_experts_per_tok:
+        return ids
+    expected = f"(router_logits, weights, expert_ids [tokens, {num_experts_per_tok}])"
+    found = f"expert_ids of shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(output).__name__
+    fix = "Report this model: its router returns something else than its type did when this was written."
+    raise ArchitectureError(Problem(f"router {type(router).__name__}", expected, found, fix))

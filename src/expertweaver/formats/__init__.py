@@ -1,0 +1,1 @@
+"""Stock architectures a converted model is written as; one file each."""

@@ -1,0 +1,107 @@
+"""What a format is: a module that says whether a model fits it and how its configuration and tensors look.
+
+The first line of the module's docstring is its description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from expertweaver.dense.model import DenseModel
+from expertweaver.errors import Problem
+from expertweaver.methods.base import LayerDesign
+from expertweaver.modeling.values import GLUWeights
+from expertweaver.partition.allocation import Allocation
+from expertweaver.partition.budget import SliceBudget
+from expertweaver.registry import load_module
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a format that is the same in every layer: E, K, the shared slices and the expert width I."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_slices: int
+    slice_width: int
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer as it is written: who owns which neurons, and the router in the format's own arithmetic.
+
+    Attributes:
+        shared_neurons: Ids in the shared expert, [S].
+        expert_neurons: Ids in each routed expert, [E, I].
+        router_weight: [E, H] float32, exactly as stored.
+        selection_bias: [E] float32.
+        scale_log2: The power of two that the router was multiplied by; undo it to train the router.
+        max_abs_logit: Largest |router logit| on the probe tokens, after scaling.
+        routing_kept: Share of probe tokens whose chosen experts are those of the unfolded router.
+    """
+
+    shared_neurons: Tensor
+    expert_neurons: Tensor
+    router_weight: Tensor
+    selection_bias: Tensor
+    scale_log2: int
+    max_abs_logit: float
+    routing_kept: float
+
+
+class Format(Protocol):
+    """The contract of a format module."""
+
+    def check(self, dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
+        """Say what of this model the format cannot hold; empty if it fits."""
+        ...
+
+    def config(self, dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+        """The config.json of the converted model."""
+        ...
+
+    def store_layer(self, design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> StoredLayer:
+        """Bring one layer's design into the format's uniform form."""
+        ...
+
+    def layer_tensors(
+        self, layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """The FFN tensors of one layer under their names on disk."""
+        ...
+
+    def set_all_experts_on(self, mlp: torch.nn.Module) -> None:
+        """Make a stock FFN module run every expert with weight one."""
+        ...
+
+    def load_layer(self, module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Load a stock decoder layer from its tensors on disk, in the stock class's own layout."""
+        ...
+
+    def reference_choice(self, x: Tensor, stored: StoredLayer, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Which experts the served model runs on inputs [T, H], [T, K], and every expert's weight, [T, E]."""
+        ...
+
+
+def load_format(name: str) -> Format:
+    """A registered format by its name."""
+    return cast("Format", load_module("formats", name))
+
+
+def uniform_layout(allocations: Sequence[Allocation], budget: SliceBudget) -> Layout:
+    """The smallest layout that holds every layer: the fewest shared slices of any layer are stored as shared.
+
+    A layer that shares more keeps the extra slices as routed experts that are always chosen.
+    """
+    num_shared = min(allocation.num_shared for allocation in allocations)
+    return Layout(
+        num_experts=budget.num_slices - num_shared,
+        num_experts_per_tok=budget.active_slices - num_shared,
+        num_shared_slices=num_shared,
+        slice_width=budget.slice_width,
+    )

@@ -1,0 +1,1 @@
+"""Which neurons are shared and which expert owns the rest; pure tensors."""

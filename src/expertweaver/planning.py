@@ -1,0 +1,252 @@
+"""Everything decidable from configuration, shapes and paths, decided before a weight is read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from expertweaver.assets import shipped_calibration
+from expertweaver.calibration.documents import check_paths
+from expertweaver.calibration.tokenizer import require_tokenizer
+from expertweaver.checkpoint.folder import check_space, check_target
+from expertweaver.dense.model import DenseModel, open_dense
+from expertweaver.errors import ExpertWeaverError
+from expertweaver.partition.budget import SliceBudget, slice_budget
+from expertweaver.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ENGINE_BLOCK = 32
+"""Quantised kernels work in blocks of 32 columns; narrower or odd expert widths cannot use them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do and need.
+
+    Attributes:
+        recipe: The request.
+        dense: The opened source.
+        budget: Slices.
+        dtype: Type of the written weights, by name.
+        calibration_paths: Where the calibration text comes from.
+        calibration_tokens: Tokens at most.
+        sequence_length: Tokens a sample has at most, after the model's own limit.
+        max_num_params: Parameters of the result at most (the router's size depends on the shared share).
+        max_num_active_params: Parameters used per token at most.
+        output_bytes: Size of the weights on disk, at most.
+        memory_bytes: Estimated peak memory.
+        seconds: Estimated time of the calibration pass, from a matmul measured just now; None if not measured.
+        warnings: What the user should know before starting.
+    """
+
+    recipe: Recipe
+    dense: DenseModel
+    budget: SliceBudget
+    dtype: str
+    calibration_paths: tuple[str, ...]
+    calibration_tokens: int
+    sequence_length: int
+    max_num_params: int
+    max_num_active_params: int
+    output_bytes: int
+    memory_bytes: int
+    seconds: float | None
+    warnings: tuple[str, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the written weights."""
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    def to_values(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        dims = self.dense.dims
+        return {
+            "source": self.dense.folder.name,
+            "family": self.dense.family.name,
+            "method": self.recipe.method.name,
+            "format": self.recipe.output.format,
+            "num_hidden_layers": dims.num_hidden_layers,
+            "hidden_size": dims.hidden_size,
+            "intermediate_size": dims.intermediate_size,
+            "num_slices": self.budget.num_slices,
+            "slice_width": self.budget.slice_width,
+            "active_slices": self.budget.active_slices,
+            "max_shared_slices": self.budget.max_shared,
+            "mlp_sparsity": self.budget.mlp_sparsity,
+            "dtype": self.dtype,
+            "dense_num_params": self.dense.num_params,
+            "max_num_params": self.max_num_params,
+            "max_num_active_params": self.max_num_active_params,
+            "calibration_paths": list(self.calibration_paths),
+            "max_calibration_tokens": self.calibration_tokens,
+            "sequence_length": self.sequence_length,
+            "output_bytes": self.output_bytes,
+            "memory_bytes": self.memory_bytes,
+            "calibration_seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, estimate_time: bool = True) -> Plan:
+    """Check a request completely and say what it will do, without reading a weight.
+
+    Args:
+        recipe: The request.
+        out: Where the result would go; None leaves the target unchecked.
+        overwrite: Whether an existing `out` may be replaced.
+        estimate_time: Measure this machine for a moment to estimate the time.
+
+    Raises:
+        ExpertWeaverError: Of the kind of the first problem found, with all problems.
+    """
+    dense = open_dense(recipe.source.model)
+    dims = dense.dims
+    dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
+    paths = recipe.calibration.paths or (str(shipped_calibration()),)
+    budget = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
+    length = min(recipe.calibration.sequence_length, dims.max_position_embeddings)
+    tokens = recipe.calibration.num_samples * length
+    total, active = _params(dense, budget)
+    output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
+    memory = _memory(dense, recipe, tokens)
+    if out is not None:
+        check_space(out, output_bytes + _scratch_bytes(dense, recipe))
+    seconds = _calibration_seconds(dense, recipe, tokens) if estimate_time else None
+    warnings = tuple(_warnings(recipe, dense, budget, length))
+    return Plan(
+        recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, memory, seconds, warnings
+    )
+
+
+def _run_checks(
+    recipe: Recipe, dense: DenseModel, dtype: str, paths: Sequence[str], out: Path | None, *, overwrite: bool
+) -> SliceBudget:
+    """Run every check of the request and raise all problems together."""
+    errors: list[ExpertWeaverError] = []
+
+    def attempt(check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except ExpertWeaverError as error:
+            errors.append(error)
+            return None
+
+    section = recipe.budget
+    budget = attempt(
+        lambda: slice_budget(
+            dense.dims.intermediate_size, mlp_sparsity=section.mlp_sparsity, num_slices=section.num_slices
+        )
+    )
+    attempt(lambda: _check_format(recipe, dense, dtype))
+    attempt(lambda: require_tokenizer(dense.folder.path))
+    attempt(lambda: check_paths(paths))
+    attempt(lambda: check_paths(recipe.evaluate.text))
+    if out is not None:
+        attempt(lambda: check_target(out, overwrite=overwrite, source=dense.folder.path))
+    if errors:
+        raise type(errors[0])(*(problem for error in errors for problem in error.problems))
+    assert budget is not None
+    return budget
+
+
+def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
+    import torch
+
+    from expertweaver.errors import ArchitectureError
+    from expertweaver.formats.base import load_format
+
+    problems = load_format(recipe.output.format).check(dense, getattr(torch, dtype))
+    if problems:
+        raise ArchitectureError(*problems)
+
+
+def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
+    """Parameters of the result in all and per token, with the largest router a layer can have."""
+    dims = dense.dims
+    router = dims.num_hidden_layers * budget.num_slices * dims.hidden_size
+    tied = dims.vocab_size * dims.hidden_size if dense.origins["lm_head.weight"].source != "lm_head.weight" else 0
+    total = dense.num_params + tied + router
+    skipped = (budget.num_slices - budget.active_slices) * budget.slice_width * 3 * dims.hidden_size
+    return total, total - dims.num_hidden_layers * skipped
+
+
+def _layer_params(dense: DenseModel) -> int:
+    return sum(_size(dense.shape(name)) for name in dense.names(0))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    """Peak estimate: two layers in float32, hidden states, statistics, activations of a batch, the embeddings."""
+    from expertweaver.calibration.capture import BATCH_TOKENS, IN_MEMORY_BYTES
+
+    dims = dense.dims
+    width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
+    hidden = min(tokens * dims.hidden_size * width, IN_MEMORY_BYTES)
+    batch = BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
+    embeddings = dims.vocab_size * dims.hidden_size * 4
+    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + batch + embeddings
+
+
+def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
+    from expertweaver.calibration.capture import NUM_PROBES
+
+    dims = dense.dims
+    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * NUM_PROBES * dims.hidden_size
+
+
+def _scratch_bytes(dense: DenseModel, recipe: Recipe) -> int:
+    return _scratch_per_layer(dense, recipe) * dense.dims.num_hidden_layers
+
+
+def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> float:
+    import torch
+
+    size = 1024
+    matrix = torch.ones(size, size, dtype=getattr(torch, recipe.calibration.compute_dtype))
+    matrix @ matrix
+    start = time.perf_counter()
+    for _ in range(3):
+        matrix @ matrix
+    rate = 3 * 2 * size**3 / (time.perf_counter() - start)
+    return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
+
+
+def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int) -> list[str]:
+    warnings = []
+    if not recipe.calibration.paths:
+        warnings.append("no calibration text given: using the small English text that ships with expertweaver")
+    if length < recipe.calibration.sequence_length:
+        warnings.append(f"sequence_length lowered to the model's max_position_embeddings {length}")
+    if budget.slice_width % ENGINE_BLOCK:
+        warnings.append(
+            f"experts are {budget.slice_width} neurons wide: engines quantise and group in blocks of {ENGINE_BLOCK}; "
+            f"a width that is a multiple of it runs faster{_better_slices(dense.dims.intermediate_size)}"
+        )
+    if budget.max_shared < 1:
+        warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")
+    return warnings
+
+
+def _better_slices(intermediate_size: int) -> str:
+    widths = [w for w in range(ENGINE_BLOCK, intermediate_size // 2 + 1, ENGINE_BLOCK) if intermediate_size % w == 0]
+    counts = [intermediate_size // w for w in widths if 8 <= intermediate_size // w <= 256]
+    return f" (num_slices {', '.join(map(str, sorted(counts)))} would do)" if counts else ""
+
+
+def available_memory() -> int:
+    """Memory the system could give now, in bytes."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

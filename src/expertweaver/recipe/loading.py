@@ -1,0 +1,138 @@
+"""From a preset, a file, shorthands and dotted settings to one validated Recipe, with all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from expertweaver.errors import ExpertWeaverError, Problem, RecipeError
+from expertweaver.recipe.schema import MethodSection, Recipe, method_options
+from expertweaver.registry import data_files, module_names, require_known, suggestion
+from expertweaver.yaml_file import read_yaml
+
+SHORTHANDS = {
+    "method": "method.name",
+    "mlp_sparsity": "budget.mlp_sparsity",
+    "num_slices": "budget.num_slices",
+    "calibration": "calibration.paths",
+    "format": "output.format",
+    "dtype": "output.dtype",
+    "trust_remote_code": "source.trust_remote_code",
+}
+"""Names that the command line and the Python functions take in place of a dotted key."""
+
+
+def make_recipe(
+    source: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Build a recipe; later parts win: preset, file, `source`, settings.
+
+    Args:
+        source: The dense model: a folder or a hub id.
+        preset: Name of a preset that ships with the package.
+        file: A recipe as YAML.
+        settings: Dotted keys (`budget.mlp_sparsity`) or shorthands (`mlp_sparsity`), with their values.
+
+    Raises:
+        RecipeError: An unknown key (with a suggestion), a wrong type or a value out of range; all of them.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        presets = data_files("recipe/presets")
+        require_known("preset", preset, presets)
+        _merge(values, read_yaml(presets[preset]))
+    if file is not None:
+        _merge(values, read_yaml(Path(file)))
+    if source is not None:
+        _merge(values, {"source": {"model": str(source)}})
+    for key, value in (settings or {}).items():
+        _merge(values, _nested(SHORTHANDS.get(key, key), value))
+    return validate_recipe(values)
+
+
+def validate_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Validate plain values, translating every problem into our four-part form."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [problem for entry in error.errors() for problem in _translate(entry, values)]
+        raise RecipeError(*problems) from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split a `key=value` of the command line; the value is YAML (`0.5`, `true`, `[a, b]`).
+
+    Raises:
+        RecipeError: No '=' in the text, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(Problem("--set", "key=value", f"'{text}'", "Write for instance --set method.tau=0.5."))
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(Problem(f"--set {key}", "a YAML value", f"'{value}' ({error})", "Quote it.")) from error
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Merge nested mappings; changing the method's name drops the options of the earlier one."""
+    for key, value in values.items():
+        if key == "method" and isinstance(value, str):
+            value = {"name": value}
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if key == "method" and value.get("name", old.get("name")) != old.get("name"):
+                old.clear()
+            _merge(old, value)
+        else:
+            into[key] = value
+
+
+def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+    cause = entry.get("ctx", {}).get("error")
+    if isinstance(cause, ExpertWeaverError):
+        return cause.problems
+    if isinstance(cause, ValidationError):
+        return tuple(p for inner in cause.errors() for p in _translate(inner, values))
+    location = [str(part) for part in entry["loc"]]
+    where = ".".join(location) or "recipe"
+    if entry["type"] == "extra_forbidden":
+        known = _fields_beside(location, values)
+        return (Problem(where, "a known key", f"'{location[-1]}'", suggestion(location[-1], known)),)
+    if entry["type"] == "missing":
+        return (Problem(where, "a value", "none", f"Set it, for instance --set {where}=..."),)
+    return (Problem(where, entry["msg"], repr(entry["input"]), "Correct the value; docs/recipe.md lists the keys."),)
+
+
+def _fields_beside(location: list[str], values: Mapping[str, Any]) -> list[str]:
+    """The keys that the section holding the last part of `location` would accept."""
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if part == "method":
+            section = _chosen_method(values)
+            continue
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        nested = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if nested:
+            section = nested[0]
+    return list(section.model_fields)
+
+
+def _chosen_method(values: Mapping[str, Any]) -> type[MethodSection]:
+    method = values.get("method")
+    name = method.get("name", "expertweaver") if isinstance(method, dict) else "expertweaver"
+    return method_options(name) if name in module_names("methods") else MethodSection

@@ -1,0 +1,107 @@
+"""The recipe: everything that decides what a conversion computes, as frozen validated sections.
+
+Host matters (where the output goes, whether it may replace something, progress) are arguments of the verbs,
+not part of the recipe: the same recipe gives the same weights anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from expertweaver.registry import load_module, module_names, require_known
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that knows no key but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class SourceSection(Section):
+    """The dense model."""
+
+    model: str = Field(min_length=1, description="Local folder, or hub id with an optional @revision.")
+    trust_remote_code: bool = Field(
+        False, description="Allow the tokenizer's own code to run. Model code is never run: stock classes are used."
+    )
+
+
+class CalibrationSection(Section):
+    """The text whose activations decide."""
+
+    paths: tuple[str, ...] = Field((), description="Files, folders or hub data sets; empty: the text we ship.")
+    num_samples: int = Field(240, ge=2, description="Samples in all, shared evenly by the domains.")
+    sequence_length: int = Field(512, ge=8, description="Tokens a sample has at most (a longer document gives more).")
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of the calibration pass; bfloat16 is faster where the processor has it."
+    )
+    seed: int = Field(0, ge=0, description="Which samples are drawn where there are more than num_samples.")
+
+
+class MethodSection(Section):
+    """What every method's own section derives from: `name` chooses the method, the rest are its options."""
+
+    name: str
+
+
+class BudgetSection(Section):
+    """How much of the FFN runs per token, and in which portions."""
+
+    mlp_sparsity: float = Field(0.25, ge=0, lt=1, description="Share of FFN neurons not run per token.")
+    num_slices: int = Field(64, ge=2, description="Equal slices an FFN is divided into; it must divide F.")
+
+
+def _known_format(name: str) -> str:
+    require_known("output.format", name, module_names("formats"))
+    return name
+
+
+class OutputSection(Section):
+    """The form of the converted checkpoint."""
+
+    format: Annotated[str, AfterValidator(_known_format)] = Field("glm4_moe", description="Target architecture.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the written weights; auto keeps the source's."
+    )
+
+
+class EvaluateSection(Section):
+    """Text to measure the result on, right after the conversion."""
+
+    text: tuple[str, ...] = Field((), description="Files, folders or hub data sets; empty: no evaluation.")
+    max_tokens_per_document: int | None = Field(None, ge=8, description="Cut longer documents to this many tokens.")
+
+
+def _method_section(value: Any) -> Any:
+    if isinstance(value, MethodSection):
+        return value
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, dict):
+        raise ValueError("a method is a name or a mapping with the key 'name'")
+    options = {"name": "expertweaver", **options}
+    require_known("method.name", str(options["name"]), module_names("methods"))
+    return method_options(str(options["name"])).model_validate(options)
+
+
+def method_options(name: str) -> type[MethodSection]:
+    """The section class of one method."""
+    return load_module("methods", name).Options
+
+
+class Recipe(Section):
+    """A complete request; see docs/recipe.md for every key."""
+
+    source: SourceSection
+    calibration: CalibrationSection = CalibrationSection()
+    method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
+        default_factory=lambda: _method_section({})
+    )
+    budget: BudgetSection = BudgetSection()
+    output: OutputSection = OutputSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def to_values(self) -> dict[str, Any]:
+        """The recipe as JSON values, every default written out."""
+        return self.model_dump(mode="json")

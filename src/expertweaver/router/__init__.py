@@ -1,0 +1,1 @@
+"""Scoring the routed experts; pure tensors."""
