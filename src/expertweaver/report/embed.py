@@ -31,10 +31,11 @@ def plot(figure: go.Figure, name: str, caption: str, title: str, *, level: int =
     data = figure.to_plotly_json()
     spec = {"data": data["data"], "layout": data["layout"]}
     height = f"min-height:{figure.layout.height}px"  # pyright: ignore[reportAttributeAccessIssue]
+    described = {"aria_label": title, "aria_describedby": f"caption-{name}"}
     return tag(
         "figure",
         tag(f"h{level}", title, class_="figure-title"),
-        tag("div", id=f"plot-{name}", class_="plot", style=height, role="img", aria_label=f"{title}. {caption}"),
+        tag("div", id=f"plot-{name}", class_="plot", style=height, role="img", **described),
         tag("script", inline_json(spec), type="application/json", id=f"data-{name}"),
-        tag("figcaption", caption),
+        tag("figcaption", caption, id=f"caption-{name}"),
     )

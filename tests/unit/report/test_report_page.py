@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def test_figures_carry_words() -> None:
     assert len(plots) == len(captions) == 2 + 2 + 1 + 1 + 3 * 6
     for plot, caption in zip(plots, captions, strict=True):
         assert caption.text
-        assert caption.text in (plot.attributes["aria-label"] or "")
+        assert plot.attributes["aria-label"]
+        assert plot.attributes["aria-describedby"] == caption.attributes["id"]
         name = (plot.attributes["id"] or "").replace("plot-", "data-")
         assert json.loads(found.by_id(name).text)["data"]
 
@@ -63,7 +65,7 @@ def test_headings_do_not_skip_a_level_and_the_language_is_set() -> None:
     found = reading(full_report())
     levels = [int(e.tag[1]) for e in found.elements if re.fullmatch(r"h\d", e.tag)]
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert found.all("html")[0].attributes["lang"] == "en"
 
 

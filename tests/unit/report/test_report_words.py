@@ -11,8 +11,17 @@ def spaced(text: str) -> str:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0, "0"), (999, "999"), (1_000, "1.00 k"), (7_312_000, "7.31 M"), (596_049_920, "596 M")]
-    + [(999_800_000, "1.00 B"), (1_235_000_000, "1.24 B"), (70_550_000_000, "70.5 B")],
+    [
+        (None, "–"),
+        (0, "0"),
+        (999, "999"),
+        (1_000, "1.00 k"),
+        (7_312_000, "7.31 M"),
+        (596_049_920, "596 M"),
+        (999_800_000, "1.00 B"),
+        (1_235_000_000, "1.24 B"),
+        (70_540_000_000, "70.5 B"),
+    ],
 )
 def test_short_counts_keep_three_digits(value: int | None, text: str) -> None:
     assert spaced(words.short_count(value)) == text
@@ -25,8 +34,15 @@ def test_fractions_become_percent_only_here(value: float | None, text: str) -> N
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0914, "+0.091"), (-0.0914, "−0.091"), (0.0, "±0.000"), (-0.0001, "±0.000"), (None, "–")]
-    + [(float("nan"), "not a number"), (float("inf"), "∞")],
+    [
+        (0.0914, "+0.091"),
+        (-0.0914, "−0.091"),
+        (0.0, "±0.000"),
+        (-0.0001, "±0.000"),
+        (None, "–"),
+        (float("nan"), "not a number"),
+        (float("inf"), "∞"),
+    ],
 )
 def test_differences_carry_their_sign(value: float | None, text: str) -> None:
     assert words.signed(value) == text
