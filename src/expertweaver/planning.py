@@ -234,7 +234,7 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
             f"experts are {budget.slice_width} neurons wide: engines quantise and group in blocks of {ENGINE_BLOCK}; "
-            f"a width that is a multiple of it runs faster{_better_slices(dense.dims.intermediate_size)}"
+            f"transformers' grouped kernel needs a multiple of 8; a multiple of {ENGINE_BLOCK} suits all{_better_slices(dense.dims.intermediate_size)}"
         )
     if budget.max_shared < 1:
         warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")

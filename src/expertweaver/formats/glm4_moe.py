@@ -28,6 +28,10 @@ PINNED_BIAS = 2.0
 """Selection bias of an expert that is always chosen; scores lie in (0, 1)."""
 
 ROUTED_SCALING_FACTOR = 2.0
+
+GROUPED_MATMUL_WIDTH = 8
+"""transformers' default experts kernel wants rows of whole 16-byte blocks: a width of 8 neurons in bfloat16."""
+
 INEXPRESSIBLE = ("self_attn.o_proj.bias", "mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
 
 
@@ -87,6 +91,7 @@ def config(dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, A
         "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 0,
         **{key: source.get(key) for key in kept},
+        **_experts_implementation(layout.slice_width),
     }
 
 
@@ -175,6 +180,11 @@ def reference_choice(x: Tensor, stored: StoredLayer, layout: Layout) -> tuple[Te
     """The served model's choice and weights, in our own arithmetic."""
     chosen = choose_by_sigmoid(x, stored.router_weight, stored.selection_bias, layout.num_experts_per_tok)
     return chosen, sigmoid_scores(x, stored.router_weight) * ROUTED_SCALING_FACTOR
+
+
+def _experts_implementation(slice_width: int) -> dict[str, str]:
+    """Ask transformers for its plain loop over experts where its default kernel would refuse the width."""
+    return {} if slice_width % GROUPED_MATMUL_WIDTH == 0 else {"experts_implementation": "eager"}
 
 
 def _glu_tensors(prefix: str, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -51,9 +51,12 @@ def slices(layers: Sequence[LayerPlan]) -> str:
 def cv(layers: Sequence[LayerPlan]) -> str:
     """Explain the spread of the coefficient of variation."""
     known = [layer for layer in layers if layer.cv is not None]
+    taus = sorted({layer.cv.tau for layer in known if layer.cv is not None})
+    tau = f"tau ({words.listed(f'{value:g}' for value in taus)})" if len(taus) <= 3 else "tau"
     parts = [
         "How much a neuron's activity varies from sample to sample. Boxes hold the middle half of a layer's neurons, "
-        "the line in them is the median, whiskers reach from 5 % to 95 %; the dashed line is tau."
+        "the line in them is the median, whiskers reach from 5 % to 95 %; the dashed line is "
+        f"{tau}."
     ]
     shares = [layer.r for layer in known if layer.r is not None]
     if shares:

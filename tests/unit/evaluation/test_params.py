@@ -80,5 +80,5 @@ def test_unknown_sparse_type_is_refused() -> None:
 
 def test_experts_that_are_not_where_we_look() -> None:
     model = model_of("glm4_moe", first_k_dense_replace=L)
-    with pytest.raises(ArchitectureError, match=r"'\.experts\.' in 4 equal parts, found 0 parameters there"):
+    with pytest.raises(ArchitectureError, match=r"'\.experts\.' in 5 equal parts, found 0 parameters there"):
         count_params(model)

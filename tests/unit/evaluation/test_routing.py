@@ -24,7 +24,7 @@ def biased_model() -> PreTrainedModel:
     """A selection bias, so that the top of the scores is not the choice, and layers that differ."""
     model = model_of("glm4_moe", seed=3)
     for layer, router in enumerate(m for m in model.modules() if isinstance(m, Glm4MoeTopkRouter)):
-        router.e_score_correction_bias.copy_(torch.tensor([0.3, 0.0, -0.3, 0.1]).roll(layer))
+        router.e_score_correction_bias.copy_(torch.tensor([0.3, 0.0, -0.3, 0.1, -0.1]).roll(layer))
     return model
 
 

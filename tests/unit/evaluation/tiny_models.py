@@ -15,7 +15,7 @@ from expertweaver.evaluation.params import NUM_EXPERTS_FIELD
 
 VOCAB_SIZE = 64
 BOS_ID = 1
-NUM_EXPERTS = 4
+NUM_EXPERTS = 5  # not 2 K: chosen and idle experts must not be mistaken for one another
 NUM_EXPERTS_PER_TOK = 2
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,

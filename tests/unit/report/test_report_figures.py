@@ -43,12 +43,14 @@ def test_slices_fill_every_layer() -> None:
 
 
 def test_cv_boxes_take_the_quantiles_they_name() -> None:
-    box, tau = traces(figures.cv_spread(LAYERS))
+    box, tau, numbers = traces(figures.cv_spread(LAYERS))
     cv = LAYERS[4].cv
     assert cv is not None
     drawn = [box[key][4] for key in ("lowerfence", "q1", "median", "q3", "upperfence")]
     assert drawn == [cv.quantiles[place] for place in (1, 5, 10, 15, 19)]
     assert set(tau["y"]) == {0.6}
+    assert numbers["y"] == box["median"]
+    assert f"median {cv.quantiles[10]:.2f}" in numbers["text"][4]
 
 
 def test_frequency_has_a_line_a_layer() -> None:
