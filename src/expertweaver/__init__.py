@@ -30,7 +30,7 @@ _HOMES = {
 }
 """Public names and the modules they live in; imported on first use, so that importing the package is quick."""
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 (all of them are strings)
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         warnings = [*todo.warnings, *_allocation_warnings(allocations)]
         for warning in warnings:
             progress.note(warning)
-        manifest = _write_sidecars(todo, calibration, layout, stored, records, warnings, folder.partial)
+        manifest = {"name": Path(out).name} | _write_sidecars(
+            todo, calibration, layout, stored, records, warnings, folder.partial
+        )
         with progress.stage("verifying", 1) as step:
             verification = _verify(todo, calibration, layout, stored, folder.partial)
             step()
@@ -290,13 +292,19 @@ def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:
         return None
     from expertweaver.evaluation.quality import evaluate
 
-    return evaluate(
+    result = evaluate(
         [folder],
         text=section.text,
         against=todo.dense.folder.path,
         max_tokens_per_document=section.max_tokens_per_document,
+        context=section.context,
         progress=progress,
     )
+    name = folder.name.removesuffix(".partial")
+    models = [
+        replace(m, name=name, path=str(folder.with_name(name))) if m.name == folder.name else m for m in result.models
+    ]
+    return replace(result, models=tuple(models))
 
 
 def _finish_record(
@@ -309,10 +317,9 @@ def _finish_record(
 ) -> dict[str, Any]:
     """Write card, recipe, report and manifest; times and host facts go into a file of their own."""
     import platform
-    from dataclasses import asdict
 
-    from expertweaver.report.markdown import quality_markdown
     from expertweaver.report.contents import Report
+    from expertweaver.report.markdown import quality_markdown
     from expertweaver.report.page import write_report
 
     record = folder / RECORD_FOLDER

@@ -217,10 +217,10 @@ def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> floa
 
     size = 1024
     matrix = torch.ones(size, size, dtype=getattr(torch, recipe.calibration.compute_dtype))
-    matrix @ matrix
+    torch.mm(matrix, matrix)
     start = time.perf_counter()
     for _ in range(3):
-        matrix @ matrix
+        torch.mm(matrix, matrix)
     rate = 3 * 2 * size**3 / (time.perf_counter() - start)
     return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
 
@@ -234,7 +234,7 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
             f"experts are {budget.slice_width} neurons wide: engines quantise and group in blocks of {ENGINE_BLOCK}; "
-            f"transformers' grouped kernel needs a multiple of 8; a multiple of {ENGINE_BLOCK} suits all{_better_slices(dense.dims.intermediate_size)}"
+            f"transformers' grouped kernel needs a multiple of 8" + _better_slices(dense.dims.intermediate_size)
         )
     if budget.max_shared < 1:
         warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")

@@ -39,7 +39,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def message_renderer(tokenizer: Any) -> RenderMessages | None:
-    """A function that renders chat turns to text, or None for a tokenizer without a chat template."""
-    if not getattr(tokenizer, "chat_template", None):
+    """Turn chat turns into text with the tokenizer's template; None where it has none.
+
+    A begin-of-sequence token that the template writes and the tokenizer adds as well is kept once.
+    """
+    if not tokenizer.chat_template:
         return None
-    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)
+    bos = str(tokenizer.bos_token) if _adds_bos(tokenizer) else ""
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False)).removeprefix(bos)
+
+    return render
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -21,7 +21,7 @@ class OutputFolder:
     """A folder that appears under its name only when it is complete.
 
     As a context manager: an input error removes OUT.partial; a crash or a stop keeps it, and the same request
-    continues from there. Publishing is the caller's last step.
+    continues from there (`resumed` says so). Publishing is the caller's last step.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool, source: Path) -> None:
@@ -42,12 +42,8 @@ class OutputFolder:
         self.identity = dict(identity)
         self.overwrite = overwrite
         self.lock: IO[str] | None = None
+        self.resumed = (self.scratch / JOURNAL).exists()
         check_target(out, overwrite=overwrite, source=source)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier run left work to continue from."""
-        return (self.scratch / JOURNAL).exists()
 
     def __enter__(self) -> OutputFolder:
         try:

@@ -26,6 +26,9 @@ MAX_LAYER_ERROR = 2e-5
 MAX_LOGIT_ERROR = 1e-3
 """Largest |difference| of the logits with all experts on, relative to the largest |logit|."""
 
+MAX_TIED_SHARE = 0.05
+"""Tokens on which two experts' scores coincide in float32; more means that the router's scale lost its order."""
+
 NUM_SEQUENCES = 2
 SEQUENCE_TOKENS = 64
 
@@ -41,6 +44,8 @@ class Verification:
         identity_error: All experts on, against the dense FFN; the worst layer.
         reference_error: K experts, against our reference forward with the stored router; the worst layer.
         logit_error: Logits with all experts on, against the dense model.
+        tied_share: Share of tokens left out of `reference_error`, because two experts scored equal at the border
+            between chosen and not; the worst layer.
     """
 
     whole_model: bool
@@ -49,6 +54,7 @@ class Verification:
     identity_error: float
     reference_error: float
     logit_error: float
+    tied_share: float
 
 
 def check_tensors(
@@ -126,10 +132,12 @@ def verify(
         errors, dense_stream, sparse_stream = checker.layer(layer, design, dense_stream, sparse_stream)
         identity, reference = max(identity, errors[0]), max(reference, errors[1])
     logit_error = checker.logits(dense_stream, tokens, sparse_stream)
-    _require(folder, "FFN output with all experts on", identity, MAX_LAYER_ERROR)
-    _require(folder, "FFN output with K experts", reference, MAX_LAYER_ERROR)
-    _require(folder, "logits with all experts on", logit_error, MAX_LOGIT_ERROR)
-    return Verification(whole is not None, num_tensors, tokens.numel(), identity, reference, logit_error)
+    _require(folder, "relative error of the FFN output with all experts on", identity, MAX_LAYER_ERROR)
+    _require(folder, "relative error of the FFN output with K experts", reference, MAX_LAYER_ERROR)
+    _require(folder, "relative error of the logits with all experts on", logit_error, MAX_LOGIT_ERROR)
+    tied = max(checker.tied)
+    _require(folder, "share of tokens whose choice of experts is a tie", tied, MAX_TIED_SHARE)
+    return Verification(whole is not None, num_tensors, tokens.numel(), identity, reference, logit_error, tied)
 
 
 class _Checker:
@@ -143,6 +151,7 @@ class _Checker:
         self.skeleton = meta_model(_config_values(folder))
         self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
         self.act = activation(dense.dims.hidden_act)
+        self.tied: list[float] = []
 
     def layer(
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
@@ -162,7 +171,7 @@ class _Checker:
             with self.runner.layer(index) as dense_layer:
                 dense_out = self.runner.run(dense_layer, dense_in, sample_ids, watch)
             x = seen[0]
-            reference_error = _relative(stock_ffn(x).flatten(0, 1), self._reference(x.flatten(0, 1), design, weights))
+            reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
             identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
             sparse_out = self.runner.run_module(module, sparse_in, sample_ids)
@@ -189,19 +198,25 @@ class _Checker:
         self.form.load_layer(module, {name.removeprefix(prefix): self.reader.read(name).float() for name in names})
         return module.eval()
 
-    def _reference(self, x: Tensor, design: StoredLayer, weights: GLUWeights) -> Tensor:
-        chosen, routing_weights = self.form.reference_choice(x, design, self.layout)
+    def _reference_error(self, stock_ffn: nn.Module, x: Tensor, design: StoredLayer, weights: GLUWeights) -> float:
+        """K experts against our own forward, on the tokens whose choice does not hang on a tie."""
+        tokens = x.flatten(0, 1)
+        routing = self.form.reference_routing(tokens, design, self.layout)
         shared = weights.slice(design.shared_neurons)
         experts = [weights.slice(neurons) for neurons in design.expert_neurons]
-        return sparse_ffn(x, shared, experts, chosen, self.act, routing_weights)
+        expected = sparse_ffn(tokens, shared, experts, routing.chosen, self.act, routing.weights)
+        self.tied.append(float(routing.tied.double().mean()))
+        decided = ~routing.tied
+        return _relative(stock_ffn(x).flatten(0, 1)[decided], expected[decided])
 
 
 def _load_whole(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
     )
+    model, info = loaded
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         found = "; ".join(f"{kind}: {listed(names)}" for kind, names in wrong.items())
@@ -241,4 +256,4 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def _require(folder: Path, what: str, error: float, limit: float) -> None:
     if not error <= limit:
         fix = "Nothing was published. Check the source with `expertweaver inspect`; if it is sound, report this."
-        raise VerificationError(Problem(f"{folder}: {what}", f"a relative error up to {limit:g}", f"{error:.3g}", fix))
+        raise VerificationError(Problem(f"{folder}: {what}", f"at most {limit:g}", f"{error:.3g}", fix))

@@ -128,7 +128,8 @@ def _print_plan(request: Any, out: Path | None, *, overwrite: bool, as_json: boo
             "mlp_sparsity": f"{values['mlp_sparsity']:.1%}",
             "params": f"at most {values['max_num_params']:,}, {values['max_num_active_params']:,} active",
             "method, format": f"{values['method']}, {values['format']} in {values['dtype']}",
-            "calibration": f"at most {values['max_calibration_tokens']:,} tokens of {', '.join(values['calibration_paths'])}",
+            "calibration": f"at most {values['max_calibration_tokens']:,} tokens of "
+            + ", ".join(values["calibration_paths"]),
             "disk": f"{values['output_bytes'] / 1e6:,.1f} MB",
             "memory": f"about {values['memory_bytes'] / 1e6:,.0f} MB",
             "time": f"about {values['calibration_seconds']:.0f} s of calibration on this machine",

@@ -36,7 +36,7 @@ def evaluate_command(
             dtype=dtype,
             tasks=tasks or [],
             trust_remote_code=trust_remote_code,
-
+            progress=ConsoleProgress(),
         )
         if report is not None:
             from expertweaver.report.contents import Report

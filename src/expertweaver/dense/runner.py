@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class LayerRunner:
         return module
 
     @contextlib.contextmanager
-    def layer(self, index: int) -> Iterator[nn.Module]:
+    def layer(self, index: int) -> Iterator[Any]:
         """A decoder layer with its attention and norm weights; its FFN is an empty slot (see `run`)."""
         module = copy.deepcopy(self.skeleton.model.layers[index])
         module.mlp = FFNSlot(_empty_slot)
@@ -71,7 +72,7 @@ class LayerRunner:
         module.load_state_dict(weights, strict=True, assign=True)
         yield module.eval()
 
-    def run(self, module: nn.Module, hidden: Tensor, sample_ids: Tensor, ffn: FFN) -> Tensor:
+    def run(self, module: Any, hidden: Tensor, sample_ids: Tensor, ffn: FFN) -> Tensor:
         """Run one layer on hidden states [B, T, H]; attention stays inside a sample.
 
         Args:
@@ -93,11 +94,11 @@ class LayerRunner:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
 
 
-def meta_model(config: object) -> nn.Module:
+def meta_model(config: Mapping[str, Any]) -> Any:
     """A stock causal language model without weights, from a configuration's values."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = dict(config)  # type: ignore[call-overload]
+    values = dict(config)
     stock = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa")

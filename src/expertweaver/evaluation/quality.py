@@ -10,14 +10,16 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from expertweaver.calibration.documents import read_documents
+from expertweaver.calibration.tokenizer import message_renderer
 from expertweaver.errors import CalibrationError, Problem, RecipeError
 from expertweaver.evaluation.harness import Harness, find_tasks
 from expertweaver.evaluation.loading import DTYPES, Candidate, load_model, open_candidates
 from expertweaver.evaluation.params import ParamCounts, count_params
 from expertweaver.evaluation.results import ALL, Evaluation, ModelQuality
-from expertweaver.evaluation.scoring import ModelScores, Progress, score_documents
+from expertweaver.evaluation.scoring import ModelScores, score_documents
 from expertweaver.evaluation.summary import summarize
-from expertweaver.evaluation.tokens import TokenizedDocument, message_renderer, tokenize_documents
+from expertweaver.evaluation.tokens import TokenizedDocument, tokenize_documents
+from expertweaver.progress import SILENT, Progress
 from expertweaver.registry import require_known
 
 DEFAULT_CONTEXT = 2048
@@ -31,7 +33,7 @@ class _Job:
     harness: Harness | None
     dtype: str
     trust_remote_code: bool
-    progress: Progress | None
+    progress: Progress
 
     def load(self, candidate: Candidate) -> PreTrainedModel:
         return load_model(candidate, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
@@ -55,7 +57,7 @@ def evaluate(
     dtype: str = "float32",
     tasks: Sequence[str] = (),
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Evaluation:
     """Measure several models on the same documents and, with `against`, how far each is from that dense model.
 
@@ -73,7 +75,7 @@ def evaluate(
         dtype: What the weights are loaded as: float32, bfloat16 or float16. Log-softmax is always taken in fp64.
         tasks: Names of lm-eval tasks, paths of task files or of folders with such files.
         trust_remote_code: Allow the models' own Python code.
-        progress: Called after each document with the model's name, documents done and documents in all.
+        progress: Hears of the documents done.
 
     Raises:
         RecipeError: No model, an option out of range, an unknown task, or tasks without the extra `lm-eval`.

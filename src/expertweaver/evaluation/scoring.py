@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -16,9 +16,9 @@ from expertweaver.errors import CheckpointError, Problem
 from expertweaver.evaluation.results import RoutingUsage
 from expertweaver.evaluation.routing import RoutingTally, tally_routing
 from expertweaver.evaluation.tokens import TokenizedDocument
+from expertweaver.progress import SILENT, Progress
 
 CHUNK_ELEMENTS = 2**22  # of one fp64 log-softmax: 32 MiB
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def score_documents(
     documents: Sequence[TokenizedDocument],
     *,
     first_is_dense: bool,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> list[ModelScores]:
     """Run the models side by side over the documents, so that only one window of logits each is ever held.
 
@@ -90,21 +90,21 @@ def score_documents(
         models: By name, in evaluation mode; all with the vocabulary of the documents.
         documents: What to score.
         first_is_dense: Compare every model, the first included, with the first.
-        progress: Called with the last model's name, documents done and documents in all.
+        progress: Hears of the documents done.
 
     Raises:
         CheckpointError: Logits that are not finite.
     """
     scores: list[list[Score]] = [[] for _ in models]
     with ExitStack() as stack:
+        step = stack.enter_context(progress.stage(f"scoring {list(models)[-1]}", len(documents)))
         tallies = [stack.enter_context(tally_routing(model)) for model in models.values()]
-        for number, document in enumerate(documents, start=1):
+        for document in documents:
             _set_domain(tallies, document.domain)
             windows = [_score_window(models, document, window, first_is_dense) for window in document.windows]
             for column, parts in zip(scores, zip(*windows, strict=True), strict=True):
                 column.append(reduce(add, parts))
-            if progress is not None:
-                progress(list(models)[-1], number, len(documents))
+            step()
     return [ModelScores(column, t and t.usage()) for column, t in zip(scores, tallies, strict=True)]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expertweaver.calibration.documents import Document, RenderMessages
+from expertweaver.calibration.documents import Document
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.evaluation.loading import Candidate, abbreviate
 
@@ -29,25 +28,6 @@ def cut_windows(token_ids: Sequence[int], context: int) -> tuple[tuple[int, ...]
     """
     windows = (tuple(token_ids[start : start + context]) for start in range(0, len(token_ids), context))
     return tuple(window for window in windows if len(window) > 1)
-
-
-def message_renderer(tokenizer: PreTrainedTokenizerBase) -> RenderMessages | None:
-    """Turn chat turns into text with the tokenizer's template; None where it has none.
-
-    A begin-of-sequence token that the template writes and the tokenizer adds as well is kept once.
-    """
-    if not tokenizer.chat_template:
-        return None
-    bos = str(tokenizer.bos_token) if _adds_bos(tokenizer) else ""
-
-    def render(messages: list[dict[str, Any]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False)).removeprefix(bos)
-
-    return render
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and _token_ids(tokenizer, "a")[:1] == [tokenizer.bos_token_id]
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

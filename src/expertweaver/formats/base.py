@@ -54,6 +54,21 @@ class StoredLayer:
     routing_kept: float
 
 
+@dataclass(frozen=True)
+class ServedRouting:
+    """What a stock router decides for T tokens.
+
+    Attributes:
+        chosen: Expert ids [T, K].
+        weights: Weight of every expert [T, E].
+        tied: Whether the choice hangs on two equal scores [T].
+    """
+
+    chosen: Tensor
+    weights: Tensor
+    tied: Tensor
+
+
 class Format(Protocol):
     """The contract of a format module."""
 
@@ -83,8 +98,8 @@ class Format(Protocol):
         """Load a stock decoder layer from its tensors on disk, in the stock class's own layout."""
         ...
 
-    def reference_choice(self, x: Tensor, stored: StoredLayer, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Which experts the served model runs on inputs [T, H], [T, K], and every expert's weight, [T, E]."""
+    def reference_routing(self, x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
+        """What the served model's router does with inputs [T, H]."""
         ...
 
 

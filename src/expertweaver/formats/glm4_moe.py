@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
-from expertweaver.formats.base import Layout, StoredLayer
+from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
 from expertweaver.methods.base import LayerDesign
 from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, sigmoid_scores
 from expertweaver.modeling.values import GLUWeights, Router
@@ -111,7 +111,7 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
     stored_weight = torch.cat([zeros, weight])
     stored_bias = torch.cat([torch.full((len(pinned),), PINNED_BIAS), bias])
     logits = probe_inputs @ weight.T
-    stored_choice = choose_by_sigmoid(probe_inputs, stored_weight, stored_bias, layout.num_experts_per_tok)
+    stored_choice, _ = choose_by_sigmoid(probe_inputs, stored_weight, stored_bias, layout.num_experts_per_tok)
     wanted = choose_experts(probe_inputs, router) + len(pinned)
     kept = _chosen_mask(stored_choice, layout.num_experts)[:, len(pinned) :]
     same = (kept == _chosen_mask(wanted, layout.num_experts)[:, len(pinned) :]).all(dim=1)
@@ -176,10 +176,10 @@ def load_layer(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     module.load_state_dict(fused, strict=True, assign=True)
 
 
-def reference_choice(x: Tensor, stored: StoredLayer, layout: Layout) -> tuple[Tensor, Tensor]:
+def reference_routing(x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
     """The served model's choice and weights, in our own arithmetic."""
-    chosen = choose_by_sigmoid(x, stored.router_weight, stored.selection_bias, layout.num_experts_per_tok)
-    return chosen, sigmoid_scores(x, stored.router_weight) * ROUTED_SCALING_FACTOR
+    chosen, tied = choose_by_sigmoid(x, stored.router_weight, stored.selection_bias, layout.num_experts_per_tok)
+    return ServedRouting(chosen, sigmoid_scores(x, stored.router_weight) * ROUTED_SCALING_FACTOR, tied)
 
 
 def _experts_implementation(slice_width: int) -> dict[str, str]:

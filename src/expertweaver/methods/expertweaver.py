@@ -1,4 +1,4 @@
-"""ExpertWeaver (arXiv 2602.15521): layer-adaptive shared expert, balanced k-means on activation profiles, mean-gate router.
+"""ExpertWeaver (arXiv 2602.15521): layer-adaptive shared expert, balanced k-means on profiles, mean-gate router.
 
 The paper contradicts itself in places; both readings are options. `profile: abs` takes the mean |gate_act| per
 sample (what its text, figure and CV range imply), `signed` the mean gate_act (what its formula says).
@@ -30,14 +30,22 @@ from expertweaver.router.mean_gate import mean_gate_router
 class Options(MethodSection):
     """Options of the paper's method, with the paper's values as defaults."""
 
-    name: Literal["expertweaver"] = "expertweaver"
-    profile: Literal["abs", "signed"] = Field("abs", description="Mean of |gate_act| or of gate_act per sample.")
-    tau: float | Literal["auto"] = Field(0.6, description="A neuron whose CV exceeds it varies; auto: a quantile.")
-    tau_quantile: float = Field(0.5, ge=0, le=1, description="With tau auto: quantile of the CVs of all layers.")
-    alpha_min: float = Field(0.2, ge=0, le=1, description="Shared share of a layer whose neurons all vary.")
-    alpha_max: float = Field(0.7, ge=0, le=1, description="Shared share of a layer whose neurons never vary.")
-    alpha_relative_to: Literal["all", "active"] = Field("all", description="Share of all slices, or of the active.")
-    seed: int = Field(0, ge=0, description="Of the clustering's starting points.")
+    name: str = "expertweaver"
+    profile: Literal["abs", "signed"] = Field(
+        default="abs", description="Mean of |gate_act| or of gate_act per sample."
+    )
+    tau: float | Literal["auto"] = Field(
+        default=0.6, description="A neuron whose CV exceeds it varies; auto: a quantile."
+    )
+    tau_quantile: float = Field(
+        default=0.5, ge=0, le=1, description="With tau auto: quantile of the CVs of all layers."
+    )
+    alpha_min: float = Field(default=0.2, ge=0, le=1, description="Shared share of a layer whose neurons all vary.")
+    alpha_max: float = Field(default=0.7, ge=0, le=1, description="Shared share of a layer whose neurons never vary.")
+    alpha_relative_to: Literal["all", "active"] = Field(
+        default="all", description="Share of all slices, or of the active."
+    )
+    seed: int = Field(default=0, ge=0, description="Of the clustering's starting points.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Options:

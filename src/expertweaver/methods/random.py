@@ -6,7 +6,6 @@ Source: the split of LLaMA-MoE, with a router from the weights instead of a trai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -23,9 +22,11 @@ from expertweaver.router.mean_gate import mean_gate_router
 class Options(MethodSection):
     """Options of the random split."""
 
-    name: Literal["random"] = "random"
-    num_shared_slices: int = Field(1, ge=0, description="Random slices that are always on; stock engines want one.")
-    seed: int = Field(0, ge=0, description="Of the split.")
+    name: str = "random"
+    num_shared_slices: int = Field(
+        default=1, ge=0, description="Random slices that are always on; stock engines want one."
+    )
+    seed: int = Field(default=0, ge=0, description="Of the split.")
 
 
 def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:

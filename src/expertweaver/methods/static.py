@@ -7,7 +7,6 @@ never run as experts that are never chosen, so that every method is measured thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
@@ -22,7 +21,7 @@ from expertweaver.recipe.schema import MethodSection
 class Options(MethodSection):
     """Static pruning has no options."""
 
-    name: Literal["static"] = "static"
+    name: str = "static"
 
 
 def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:

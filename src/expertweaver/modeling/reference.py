@@ -41,13 +41,24 @@ def dense_ffn(x: Tensor, weights: GLUWeights, act: Activation) -> Tensor:
 
 def choose_experts(x: Tensor, router: Router) -> Tensor:
     """Ids of the K experts each token runs, [T, K], from inputs [T, H]; ties go to the lower id."""
-    return _strongest(x.float() @ router.weight.float().T + router.bias.float(), router.num_experts_per_tok)
+    logits = x.float() @ router.weight.float().T + router.bias.float()
+    return torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, : router.num_experts_per_tok]
 
 
-def choose_by_sigmoid(x: Tensor, weight: Tensor, selection_bias: Tensor, num_experts_per_tok: int) -> Tensor:
-    """The choice of a DeepSeek-V3 style router, [T, K]: largest sigmoid(x W) + selection bias, in float32."""
-    scores = sigmoid_scores(x, weight)
-    return _strongest(scores + selection_bias.float(), num_experts_per_tok)
+def choose_by_sigmoid(
+    x: Tensor, weight: Tensor, selection_bias: Tensor, num_experts_per_tok: int
+) -> tuple[Tensor, Tensor]:
+    """The choice of a DeepSeek-V3 style router: the largest sigmoid(x W) + selection bias, in float32.
+
+    Returns:
+        Expert ids [T, K], and whether the choice hangs on a tie [T]: the best expert left out scored exactly as
+        the worst one chosen, so another implementation may rightly choose the other.
+    """
+    scores = sigmoid_scores(x, weight) + selection_bias.float()
+    ordered = scores.sort(dim=-1, descending=True, stable=True)
+    padded = torch.nn.functional.pad(ordered.values, (0, 1), value=-torch.inf)
+    tied = padded[:, num_experts_per_tok - 1] == padded[:, num_experts_per_tok]
+    return ordered.indices[:, :num_experts_per_tok], tied
 
 
 def sigmoid_scores(x: Tensor, weight: Tensor) -> Tensor:
@@ -84,7 +95,3 @@ def sparse_ffn(
             part = part * routing_weights[tokens, expert, None]
         output = output.index_add(0, tokens, part)
     return output
-
-
-def _strongest(scores: Tensor, count: int) -> Tensor:
-    return torch.sort(scores, dim=-1, descending=True, stable=True).indices[:, :count]

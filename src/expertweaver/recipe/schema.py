@@ -24,20 +24,26 @@ class SourceSection(Section):
 
     model: str = Field(min_length=1, description="Local folder, or hub id with an optional @revision.")
     trust_remote_code: bool = Field(
-        False, description="Allow the tokenizer's own code to run. Model code is never run: stock classes are used."
+        default=False,
+        description="Allow the tokenizer's own code to run. Model code is never run: stock classes are used.",
     )
 
 
 class CalibrationSection(Section):
     """The text whose activations decide."""
 
-    paths: tuple[str, ...] = Field((), description="Files, folders or hub data sets; empty: the text we ship.")
-    num_samples: int = Field(240, ge=2, description="Samples in all, shared evenly by the domains.")
-    sequence_length: int = Field(512, ge=8, description="Tokens a sample has at most (a longer document gives more).")
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Arithmetic of the calibration pass; bfloat16 is faster where the processor has it."
+    paths: tuple[str, ...] = Field(
+        default=(), description="Files, folders or hub data sets; empty: the text that ships with the package."
     )
-    seed: int = Field(0, ge=0, description="Which samples are drawn where there are more than num_samples.")
+    num_samples: int = Field(default=240, ge=2, description="Samples in all, shared evenly by the domains.")
+    sequence_length: int = Field(
+        default=512, ge=8, description="Tokens a sample has at most; a longer document gives several."
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Arithmetic of the calibration pass; bfloat16 is faster where the processor has it.",
+    )
+    seed: int = Field(default=0, ge=0, description="Which samples are drawn where there are more than num_samples.")
 
 
 class MethodSection(Section):
@@ -49,8 +55,8 @@ class MethodSection(Section):
 class BudgetSection(Section):
     """How much of the FFN runs per token, and in which portions."""
 
-    mlp_sparsity: float = Field(0.25, ge=0, lt=1, description="Share of FFN neurons not run per token.")
-    num_slices: int = Field(64, ge=2, description="Equal slices an FFN is divided into; it must divide F.")
+    mlp_sparsity: float = Field(default=0.25, ge=0, lt=1, description="Share of FFN neurons not run per token.")
+    num_slices: int = Field(default=64, ge=2, description="Equal slices an FFN is divided into; it must divide F.")
 
 
 def _known_format(name: str) -> str:
@@ -61,17 +67,20 @@ def _known_format(name: str) -> str:
 class OutputSection(Section):
     """The form of the converted checkpoint."""
 
-    format: Annotated[str, AfterValidator(_known_format)] = Field("glm4_moe", description="Target architecture.")
+    format: Annotated[str, AfterValidator(_known_format)] = Field(
+        default="glm4_moe", description="Target architecture; see `expertweaver ls formats`."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the written weights; auto keeps the source's."
+        default="auto", description="Type of the written weights; auto keeps the source's."
     )
 
 
 class EvaluateSection(Section):
     """Text to measure the result on, right after the conversion."""
 
-    text: tuple[str, ...] = Field((), description="Files, folders or hub data sets; empty: no evaluation.")
-    max_tokens_per_document: int | None = Field(None, ge=8, description="Cut longer documents to this many tokens.")
+    text: tuple[str, ...] = Field(default=(), description="Files, folders or hub data sets; empty: no evaluation.")
+    max_tokens_per_document: int | None = Field(default=None, ge=8, description="Cut longer documents to this.")
+    context: int | None = Field(default=None, ge=8, description="Window length; none: 2048 or the model's own limit.")
 
 
 def _method_section(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.progress import RecordingProgress
 from tiny_models import model_of, save, token_ids, tokenizer_of, words, write_text
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -208,9 +209,10 @@ def test_parameters_and_provenance_are_recorded(dense: str, sparse: str, text: s
 
 
 def test_progress_counts_documents(dense: str, sparse: str, text: str) -> None:
-    calls: list[tuple[str, int, int]] = []
-    evaluate([sparse], text=[text], against=dense, progress=lambda *call: calls.append(call))
-    assert calls == [("sparse", 1, 3), ("sparse", 2, 3), ("sparse", 3, 3)]
+    heard = RecordingProgress()
+    evaluate([sparse], text=[text], against=dense, progress=heard)
+    assert heard.stages == [("scoring sparse", 3)]
+    assert heard.steps == 3
 
 
 @pytest.mark.parametrize("with_dense", [True, False])
