@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.reader import TensorReader
-from expertweaver.dense.runner import LayerRunner, meta_model
+from expertweaver.dense.runner import LayerRunner, meta_model, rotary_of, run_layer
 from expertweaver.errors import Problem, VerificationError, listed
 from expertweaver.formats.base import Format, Layout, StoredLayer
 from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
@@ -125,8 +126,7 @@ def verify(
     whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
     tokens = _test_tokens(calibration)
     checker = _Checker(folder, dense, form, layout, dtype, whole)
-    hidden = checker.runner.embed(tokens)
-    dense_stream, sparse_stream = hidden, hidden
+    dense_stream, sparse_stream = checker.runner.embed(tokens), checker.embed(tokens)
     identity, reference = 0.0, 0.0
     for layer, design in enumerate(stored):
         errors, dense_stream, sparse_stream = checker.layer(layer, design, dense_stream, sparse_stream)
@@ -149,9 +149,14 @@ class _Checker:
         self.reader = TensorReader.open(folder)
         self.runner = LayerRunner(dense, torch.float32, stored_dtype=dtype)
         self.skeleton = meta_model(_config_values(folder))
+        self.rotary = rotary_of(self.skeleton)
         self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
         self.act = activation(dense.dims.hidden_act)
         self.tied: list[float] = []
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The checkpoint's own embeddings of token ids [B, T]."""
+        return nn.functional.embedding(tokens, self.reader.read("model.embed_tokens.weight")).float()
 
     def layer(
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
@@ -174,24 +179,23 @@ class _Checker:
             reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
             identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
-            sparse_out = self.runner.run_module(module, sparse_in, sample_ids)
+            sparse_out = run_layer(module, self.rotary, sparse_in, sample_ids)
         return (identity_error, reference_error), dense_out, sparse_out
 
     def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
         """Relative error of the logits with all experts on."""
-        norm = self.runner.norm()
         head = self.dense.read("lm_head.weight").to(self.dtype).float()
         with torch.inference_mode():
-            expected = norm(dense_hidden) @ head.T
+            expected = self.runner.norm()(dense_hidden) @ head.T
             if self.whole is not None:
                 return _relative(self.whole(input_ids=tokens).logits, expected)
+            norm = self.skeleton.model.norm
+            norm.load_state_dict({"weight": self.reader.read("model.norm.weight").float()}, assign=True)
             return _relative(norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T, expected)
 
     def _stock_layer(self, index: int) -> nn.Module:
         if self.whole is not None:
             return self.whole.model.layers[index]
-        import copy
-
         module = copy.deepcopy(self.skeleton.model.layers[index])
         prefix = layer_prefix(index)
         names = [name for name in self.reader.tensors if name.startswith(prefix)]

@@ -43,8 +43,7 @@ class LayerRunner:
         self.dtype = dtype
         self.stored_dtype = stored_dtype
         self.skeleton = meta_model(dense.config)
-        rotary = self.skeleton.model.rotary_emb
-        self.rotary = type(rotary)(config=rotary.config)
+        self.rotary = rotary_of(self.skeleton)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Look up the embeddings of token ids [B, T]: [B, T, H]."""
@@ -82,13 +81,7 @@ class LayerRunner:
             ffn: Called with the normalised FFN inputs [B, T, H].
         """
         module.mlp.ffn = ffn
-        return self.run_module(module, hidden, sample_ids)
-
-    def run_module(self, module: nn.Module, hidden: Tensor, sample_ids: Tensor) -> Tensor:
-        """Run any decoder layer of this model's positions, whatever its FFN, as `run` does."""
-        cos_sin = self.rotary(hidden, positions_in_samples(sample_ids))
-        with torch.inference_mode():
-            return module(hidden, attention_mask=attention_mask(sample_ids), position_embeddings=cos_sin)
+        return run_layer(module, self.rotary, hidden, sample_ids)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
@@ -102,6 +95,19 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     stock = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa")
+
+
+def rotary_of(skeleton: Any) -> nn.Module:
+    """The rotary embedding of a model without weights, with its frequencies computed."""
+    rotary = skeleton.model.rotary_emb
+    return type(rotary)(config=rotary.config)
+
+
+def run_layer(module: nn.Module, rotary: nn.Module, hidden: Tensor, sample_ids: Tensor) -> Tensor:
+    """Run a stock decoder layer on hidden states [B, T, H]; attention stays inside a sample [B, T]."""
+    cos_sin = rotary(hidden, positions_in_samples(sample_ids))
+    with torch.inference_mode():
+        return module(hidden, attention_mask=attention_mask(sample_ids), position_embeddings=cos_sin)
 
 
 def attention_mask(sample_ids: Tensor) -> Tensor:

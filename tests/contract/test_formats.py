@@ -1,0 +1,21 @@
+"""Every registered format through one suite."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from expertweaver.formats.base import Format, load_format
+from expertweaver.registry import module_names
+
+
+@pytest.mark.parametrize("name", module_names("formats"))
+def test_a_format_has_every_function_of_the_contract_with_its_parameters(name: str) -> None:
+    form = load_format(name)
+    contract = {n: f for n, f in vars(Format).items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert len(contract) >= 7
+    for function, declared in contract.items():
+        wanted = [p for p in inspect.signature(declared).parameters if p != "self"]
+        assert list(inspect.signature(getattr(form, function)).parameters) == wanted, function
+        assert inspect.getdoc(getattr(form, function)), function

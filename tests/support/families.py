@@ -1,0 +1,99 @@
+"""Tiny random models, one or several of every family, saved by stock transformers with a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+VOCAB_SIZE = 96
+LETTERS = string.ascii_letters + string.digits
+SYMBOLS = [*LETTERS, *string.punctuation][: VOCAB_SIZE - 2]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "llama": ("llama", lambda: transformers.LlamaConfig(**SIZES)),
+    "llama-tied": ("llama", lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama-3-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)),
+    "llama-linear-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE)),
+    "llama-wide-heads": ("llama", lambda: transformers.LlamaConfig(**SIZES, head_dim=16)),
+    "mistral": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=False)),
+    "qwen2-yarn": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, rope_parameters=YARN_ROPE)),
+    "qwen3": ("qwen3", lambda: transformers.Qwen3Config(**SIZES, head_dim=16)),
+    "phi3": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=None)),
+    "phi3-partial-rope": (
+        "phi3",
+        lambda: transformers.Phi3Config(**SIZES, sliding_window=None, partial_rotary_factor=0.5),
+    ),
+}
+"""Name of a variant, the family it belongs to, and its configuration."""
+
+
+def save_variant(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a variant's random model and a tokenizer; biases and norms are random too, so that losing one shows."""
+    torch.manual_seed(0)
+    model: Any = transformers.AutoModelForCausalLM.from_config(VARIANTS[variant][1]())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif parameter.ndim == 1:
+                parameter.normal_(mean=1.0, std=0.2)
+            else:
+                parameter.normal_(std=0.2)
+    model.to(dtype).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer whose tokens are single characters."""
+    vocabulary = {"<s>": 0, "</s>": 1} | {symbol: i + 2 for i, symbol in enumerate(SYMBOLS)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+
+
+def save_text(file: Path, *, documents: int = 24, length: int = 40, seed: int = 0) -> Path:
+    """Random letters in two domains of different letters, one JSON line a document."""
+    generator = torch.Generator().manual_seed(seed)
+    lines = []
+    for number in range(documents):
+        half = len(LETTERS) // 2
+        offset = half * (number % 2)
+        ids = torch.randint(half, (length,), generator=generator) + offset
+        text = "".join(LETTERS[i] for i in ids.tolist())
+        lines.append(json.dumps({"text": text, "domain": ("even", "odd")[number % 2]}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file

@@ -1,0 +1,36 @@
+"""Layer statistics of a made-up FFN, gathered by the real accumulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator
+from expertweaver.modeling.reference import activation, neuron_activations
+from expertweaver.modeling.values import GLUWeights
+
+
+@dataclass(frozen=True)
+class FakeLayer:
+    """Weights, the statistics of inputs from several clusters, and those inputs."""
+
+    weights: GLUWeights
+    statistics: LayerStatistics
+    inputs: torch.Tensor
+
+
+def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int = 12, seed: int = 0) -> list[FakeLayer]:
+    """Random FFNs on samples whose inputs have means of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for _ in range(num_layers):
+        gate, up, down = (torch.randn(neurons, hidden, generator=generator) for _ in range(3))
+        weights = GLUWeights(gate, up, down.T.contiguous())
+        ids = torch.arange(samples).repeat_interleave(10)
+        x = torch.randn(len(ids), hidden, generator=generator) + torch.randn(samples, hidden, generator=generator)[ids]
+        measured = StatisticsAccumulator(weights, samples, neurons // 2)
+        gate_act, neuron_act = neuron_activations(x, weights, activation("silu"))
+        measured.add(x, gate_act, neuron_act, ids, torch.ones(len(ids), dtype=torch.bool))
+        layers.append(FakeLayer(weights, measured.finish("fake"), x))
+    return layers

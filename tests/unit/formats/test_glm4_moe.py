@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from expertweaver.formats.base import Layout, uniform_layout
+from expertweaver.formats.glm4_moe import MAX_ABS_LOGIT, fold_router, reference_routing, store_layer
+from expertweaver.methods.base import LayerDesign
+from expertweaver.modeling.reference import choose_experts
+from expertweaver.modeling.values import Partition, Router
+from expertweaver.partition.allocation import Allocation
+from expertweaver.partition.budget import SliceBudget
+
+HIDDEN = 16
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def random_router(num_experts: int, chosen: int, *, bias: float = 0.0) -> Router:
+    g = generator()
+    weight = torch.randn(num_experts, HIDDEN, generator=g).bfloat16().float()
+    return Router(weight, bias * torch.randn(num_experts, generator=g), chosen)
+
+
+def test_layout_stores_the_fewest_shared_slices() -> None:
+    budget = SliceBudget(num_slices=8, slice_width=4, active_slices=5)
+    layout = uniform_layout([Allocation(3), Allocation(1), Allocation(2)], budget)
+    assert layout == Layout(num_experts=7, num_experts_per_tok=4, num_shared_slices=1, slice_width=4)
+
+
+def test_folded_logits_are_tiny_and_the_scale_is_a_power_of_two() -> None:
+    router = random_router(6, 2)
+    x = 10 * torch.randn(500, HIDDEN, generator=generator())
+    weight, _, scale_log2 = fold_router(router, x)
+    largest = float((x @ weight.T).abs().max())
+    assert MAX_ABS_LOGIT / 2 < largest <= MAX_ABS_LOGIT
+    unfolded = weight / 2.0**scale_log2
+    centred = router.weight - router.weight.mean(dim=0)
+    assert torch.equal(unfolded, centred.bfloat16().float())
+    assert torch.equal(weight, weight.bfloat16().float()), "a bfloat16 checkpoint must hold it exactly"
+
+
+@pytest.mark.parametrize("bias", [0.0, 2.0])
+def test_the_fold_keeps_the_choice_of_an_affine_router(bias: float) -> None:
+    router = random_router(12, 4, bias=bias)
+    x = torch.randn(2000, HIDDEN, generator=generator())
+    partition = Partition(torch.arange(4), list(torch.arange(4, 52).view(12, 4)))
+    layout = Layout(num_experts=12, num_experts_per_tok=4, num_shared_slices=1, slice_width=4)
+    stored = store_layer(LayerDesign(partition, router), layout, x)
+    routing = reference_routing(x, stored, layout)
+    wanted = choose_experts(x, router).sort(dim=1).values
+    same = (routing.chosen.sort(dim=1).values == wanted).all(dim=1).double().mean()
+    assert same > 0.98  # what differs are near-ties moved by rounding the centred weights to bfloat16
+    assert stored.routing_kept == pytest.approx(float(same))
+    assert (routing.weights - 1).abs().max() < 0.5 * MAX_ABS_LOGIT + 1e-6
+    if bias:
+        without = choose_experts(x, Router(router.weight, torch.zeros(12), 4)).sort(dim=1).values
+        assert (without == wanted).all(dim=1).double().mean() < 0.7, "the bias must matter in this test"
+
+
+def test_extra_shared_slices_become_experts_that_are_always_chosen() -> None:
+    router = random_router(5, 2)
+    partition = Partition(torch.arange(12), list(torch.arange(12, 32).view(5, 4)))
+    layout = Layout(num_experts=7, num_experts_per_tok=4, num_shared_slices=1, slice_width=4)
+    x = torch.randn(300, HIDDEN, generator=generator())
+    stored = store_layer(LayerDesign(partition, router), layout, x)
+    assert stored.shared_neurons.tolist() == [0, 1, 2, 3]
+    assert stored.expert_neurons[:2].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    routing = reference_routing(x, stored, layout)
+    assert ((routing.chosen == 0).any(dim=1) & (routing.chosen == 1).any(dim=1)).all()
+    assert torch.equal(routing.weights[:, :2], torch.ones(300, 2))
+    rest = routing.chosen[routing.chosen >= 2].view(300, 2).sort(dim=1).values - 2
+    wanted = choose_experts(x, router).sort(dim=1).values
+    assert (rest == wanted).all(dim=1).double().mean() > 0.98
+
+
+def test_a_router_without_weights_keeps_its_biases_order() -> None:
+    router = Router(torch.zeros(4, HIDDEN), torch.tensor([0.0, 1.0, 0.0, 1.0]), 2)
+    layout = Layout(num_experts=4, num_experts_per_tok=2, num_shared_slices=0, slice_width=2)
+    stored = store_layer(
+        LayerDesign(Partition(torch.arange(0), list(torch.arange(8).view(4, 2))), router), layout, torch.ones(3, HIDDEN)
+    )
+    assert reference_routing(torch.randn(9, HIDDEN), stored, layout).chosen.sort(dim=1).values.tolist() == [[1, 3]] * 9
+
+
+def test_a_tie_at_the_border_is_named() -> None:
+    router = Router(torch.zeros(3, HIDDEN), torch.zeros(3), 1)
+    layout = Layout(num_experts=3, num_experts_per_tok=1, num_shared_slices=0, slice_width=1)
+    design = LayerDesign(Partition(torch.arange(0), list(torch.arange(3).view(3, 1))), router)
+    stored = store_layer(design, layout, torch.ones(2, HIDDEN))
+    assert reference_routing(torch.ones(2, HIDDEN), stored, layout).tied.all()
+    decided = store_layer(
+        LayerDesign(design.partition, Router(torch.zeros(3, HIDDEN), torch.tensor([0.0, 1.0, 0.0]), 1)),
+        layout,
+        torch.ones(2, HIDDEN),
+    )
+    assert not reference_routing(torch.ones(2, HIDDEN), decided, layout).tied.any()
