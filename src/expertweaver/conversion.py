@@ -64,6 +64,7 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
     clock = _Clock()
     todo = plan(recipe, Path(out), overwrite=overwrite, estimate_time=False)
     calibration = calibration_set(todo)
+    _check_evaluation(todo)
     source = todo.dense.folder.path
     with OutputFolder(Path(out), _identity(todo, calibration), overwrite=overwrite, source=source) as folder:
         if folder.resumed:
@@ -249,7 +250,8 @@ def _write_sidecars(
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     for pattern in COPIED_FILES:
         for file in sorted(todo.dense.folder.path.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
     record = folder / RECORD_FOLDER
     record.mkdir(exist_ok=True)
     owners = {}
@@ -284,6 +286,16 @@ def _verify(
         dtype=todo.torch_dtype,
         memory_budget=available_memory() // 2,
     )
+
+
+def _check_evaluation(todo: Plan) -> None:
+    """Read the text of the evaluation at the end now: a mistake in it must not cost a finished conversion."""
+    section = todo.recipe.evaluate
+    if section.text:
+        from expertweaver.evaluation.quality import check_text
+
+        limits = {"max_tokens_per_document": section.max_tokens_per_document, "context": section.context}
+        check_text(todo.dense.folder.path, section.text, **limits)
 
 
 def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:

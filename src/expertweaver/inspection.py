@@ -39,13 +39,13 @@ def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
         "num_stored_values": sum(info.num_elements for info in reader.tensors.values()),
         "dtypes": sorted({info.dtype for info in reader.tensors.values()}),
     }
-    manifest = folder.path / RECORD_FOLDER / "manifest.json"
-    if manifest.exists():
-        summary["manifest"] = _read_json(manifest)
-        if hashes:
-            _check_hashes(folder.path, summary["manifest"]["files_sha256"])
-            summary["hashes"] = "every file is as it was written"
-        return summary
+    file = folder.path / RECORD_FOLDER / "manifest.json"
+    manifest = _read_json(file) if file.exists() else {}
+    if hashes:
+        _check_hashes(folder.path, manifest.get("files_sha256"), file)
+        summary["hashes"] = "every file is as it was written"
+    if manifest:
+        return summary | {"manifest": manifest}
     try:
         dense = open_dense(checkpoint)
     except ArchitectureError as error:
@@ -62,7 +62,10 @@ def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_hashes(folder: Path, recorded: dict[str, str]) -> None:
+def _check_hashes(folder: Path, recorded: Any, where: Path) -> None:
+    if not isinstance(recorded, dict) or not recorded:
+        fix = "Leave --hashes out: only a converted model records its files."
+        raise CheckpointError(Problem(str(where), "a manifest with the hashes of all files", "none", fix))
     fix = "Copy or convert the model again."
     problems = []
     for name, digest in recorded.items():

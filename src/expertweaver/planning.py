@@ -15,7 +15,7 @@ from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError
-from expertweaver.partition.budget import SliceBudget, slice_budget
+from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-ENGINE_BLOCK = 32
-"""Quantised kernels work in blocks of 32 columns; narrower or odd expert widths cannot use them."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
     memory = _memory(dense, recipe, tokens)
     if out is not None:
-        check_space(out, output_bytes + _scratch_bytes(dense, recipe))
+        check_space(out, output_bytes + _scratch_bytes(dense, recipe, tokens))
     seconds = _calibration_seconds(dense, recipe, tokens) if estimate_time else None
     warnings = tuple(_warnings(recipe, dense, budget, length))
     return Plan(
@@ -194,8 +192,7 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     from expertweaver.calibration.capture import BATCH_TOKENS, IN_MEMORY_BYTES
 
     dims = dense.dims
-    width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
-    hidden = min(tokens * dims.hidden_size * width, IN_MEMORY_BYTES)
+    hidden = min(_hidden_bytes(dense, recipe, tokens), IN_MEMORY_BYTES)
     batch = BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
     embeddings = dims.vocab_size * dims.hidden_size * 4
     return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + batch + embeddings
@@ -208,8 +205,18 @@ def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
     return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * NUM_PROBES * dims.hidden_size
 
 
-def _scratch_bytes(dense: DenseModel, recipe: Recipe) -> int:
-    return _scratch_per_layer(dense, recipe) * dense.dims.num_hidden_layers
+def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    """What the unfinished run keeps on disk: every layer's statistics, and hidden states too large for memory."""
+    from expertweaver.calibration.capture import IN_MEMORY_BYTES
+
+    hidden = _hidden_bytes(dense, recipe, tokens)
+    on_disk = hidden if hidden > IN_MEMORY_BYTES else 0
+    return _scratch_per_layer(dense, recipe) * dense.dims.num_hidden_layers + on_disk
+
+
+def _hidden_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
+    return tokens * dense.dims.hidden_size * width
 
 
 def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> float:
@@ -233,8 +240,13 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
         warnings.append(f"sequence_length lowered to the model's max_position_embeddings {length}")
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
-            f"experts are {budget.slice_width} neurons wide: engines quantise and group in blocks of {ENGINE_BLOCK}; "
-            f"transformers' grouped kernel needs a multiple of 8" + _better_slices(dense.dims.intermediate_size)
+            f"experts are {budget.slice_width} neurons wide; engines quantise in blocks of {ENGINE_BLOCK}"
+            + _better_slices(dense.dims.intermediate_size)
+        )
+    if budget.slice_width % GROUPED_BLOCK:
+        warnings.append(
+            f"transformers' grouped experts kernel needs widths that are multiples of {GROUPED_BLOCK}: config.json "
+            "selects its plain loop over experts instead"
         )
     if budget.max_shared < 1:
         warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")

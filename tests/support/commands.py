@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.families import save_text
+from support.models import tiny_llama
 from typer.testing import CliRunner, Result
 
 from expertweaver.cli.app import app
 
 NUM_SLICES = 8
 SETTINGS = {"calibration.sequence_length": 16, "calibration.num_samples": 16}
+PARTS = ("where", "expected", "found", "fix")
 
 
 def run(*arguments: str | Path) -> Result:
@@ -39,6 +43,11 @@ class Bench:
         return self.folder / "text.jsonl"
 
     @property
+    def earlier(self) -> Path:
+        """A model folder of somebody's, to be put where the output would go."""
+        return self.folder / "earlier"
+
+    @property
     def out(self) -> Path:
         """Where the result goes."""
         return self.folder / "sparse"
@@ -48,21 +57,29 @@ class Bench:
         """Where the result is built."""
         return self.folder / "sparse.partial"
 
+    @property
+    def ours(self) -> list[str]:
+        """Everything in the folder whose name starts with that of the output."""
+        return sorted(path.name for path in self.folder.iterdir() if path.name.startswith(self.out.name))
+
     def arguments(self, *more: str | Path, verb: str = "convert") -> list[str | Path]:
-        """A request that works and takes a second; `more` comes last and wins."""
+        """A request that works and takes a moment; `more` comes last and wins."""
         settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-        chosen = ["--calibration", self.text, "--num-slices", str(NUM_SLICES), *settings]
-        return [verb, self.source, self.out, *chosen, *more]
+        text = [] if "--calibration" in more else ["--calibration", self.text]
+        return [verb, self.source, self.out, *text, "--num-slices", str(NUM_SLICES), *settings, *more]
 
     def convert(self, *more: str | Path) -> Result:
         """Run `expertweaver convert`."""
         return run(*self.arguments(*more))
 
-    def keep_earlier_output(self) -> dict[str, str]:
-        """Put a model folder of somebody's where the output would go; returns its hashes."""
-        shutil.copytree(self.source, self.out)
-        (self.out / "notes.txt").write_text("mine", encoding="utf-8")
-        return hashes(self.out)
+
+def make_template(folder: Path) -> Path:
+    """Save what every bench starts from."""
+    tiny_llama(folder / "dense")
+    save_text(folder / "text.jsonl")
+    shutil.copytree(folder / "dense", folder / "earlier")
+    (folder / "earlier" / "notes.txt").write_text("mine", encoding="utf-8")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -74,34 +91,68 @@ class Complaint:
     found: str
     fix: str
 
-    def is_made_by(self, problem: dict[str, str]) -> bool:
-        """Whether a problem says all this."""
-        return all(words.lower() in problem[part].lower() for part, words in vars(self).items())
-
 
 @dataclass(frozen=True)
-class Refusal:
-    """How a request is refused: the exit code, the class of error and every problem."""
+class Case:
+    """A way to spoil a bench, or arguments to add, and how the request must be refused.
 
-    exit_code: int
-    error: str
-    problems: list[dict[str, str]] = field(default_factory=list)
+    In `arguments`, BENCH stands for the bench's folder. `planned` says that `--dry-run` refuses in the same words:
+    all that is decidable before a weight or a text is read.
+    """
+
+    name: str
+    complaints: Complaint | tuple[Complaint, ...]
+    spoil: Callable[[Bench], Any] = lambda bench: None
+    arguments: tuple[str, ...] = ()
+    error: str = "CheckpointError"
+    exit_code: int = 3
+    planned: bool = True
 
 
-def refusal(result: Result) -> Refusal:
-    """Read the refusal of a command that was run with --json; a traceback fails the test."""
+def check_refused(case: Case, bench: Bench) -> None:
+    """Run a case without an output, with one that it may replace, and as a plan; nothing may be left or changed."""
+    case.spoil(bench)
+    more = [argument.replace("BENCH", str(bench.folder)) for argument in case.arguments]
+    _check_messages(case, bench.convert("--json", *more))
+    assert bench.ours == [], "something was left behind"
+    bench.earlier.rename(bench.out)
+    before = hashes(bench.out)
+    _check_messages(case, bench.convert("--json", "--overwrite", *more))
+    assert hashes(bench.out) == before, "the earlier output was touched"
+    assert bench.ours == [bench.out.name], "something was left behind"
+    if case.planned:
+        _check_messages(case, bench.convert("--json", "--overwrite", "--dry-run", *more))
+
+
+def _check_messages(case: Case, result: Result) -> None:
+    error, problems = refusal(result, case.exit_code)
+    complaints = case.complaints if isinstance(case.complaints, tuple) else (case.complaints,)
+    assert error == case.error
+    assert len(problems) == len(complaints), problems
+    for problem, complaint in zip(problems, complaints, strict=True):
+        check_complaint(problem, complaint)
+
+
+def check_complaint(problem: dict[str, str], complaint: Complaint) -> None:
+    """Find the words of a complaint in the parts of a problem."""
+    for part in PARTS:
+        words = getattr(complaint, part)
+        assert words in problem[part], f"'{words}' is not in the part '{part}' of {problem}"
+
+
+def refusal(result: Result, exit_code: int) -> tuple[str, list[dict[str, str]]]:
+    """Class of error and problems of a command that was run with --json and refused; a traceback fails the test."""
     assert isinstance(result.exception, SystemExit), f"not refused but {result.exception!r}\n{result.output}"
+    assert result.exit_code == exit_code, result.output
     assert "Traceback" not in result.output
-    assert result.exit_code, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
+    answer = json.loads(result.stdout)
     problems: list[dict[str, str]] = answer["problems"]
-    assert result.stderr.startswith(f"{answer['error']}: ")
+    assert f"{answer['error']}: " in result.stderr
     for problem in problems:
-        assert list(problem) == ["where", "expected", "found", "fix"]
+        assert tuple(problem) == PARTS
         assert all(problem.values()), f"a part is empty: {problem}"
-        said = f"{problem['where']}: expected {problem['expected']}, found {problem['found']}. {problem['fix']}"
-        assert said in result.stderr
-    return Refusal(result.exit_code, answer["error"], problems)
+        assert "{where}: expected {expected}, found {found}. {fix}".format(**problem) in result.stderr
+    return answer["error"], problems
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,10 +76,18 @@ def embed_all(runner: LayerRunner, calibration: CalibrationSet, scratch: Path) -
     else:
         scratch.mkdir(parents=True, exist_ok=True)
         file = scratch / "hidden-states.bin"
+        _reserve(file, count * runner.dtype.itemsize)
         hidden = torch.from_file(str(file), shared=True, size=count, dtype=runner.dtype).view(shape)
     for rows in row_batches(calibration):
         hidden[rows] = runner.embed(calibration.token_ids[rows])
     return hidden
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Take the disk space now: writing to a mapped file on a full disk would kill the process."""
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def row_batches(calibration: CalibrationSet) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from typing import Any
 from expertweaver.errors import CalibrationError, Problem
 
 RenderMessages = Callable[[list[dict[str, Any]]], str]
-HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FILE_TYPES = (".txt", ".jsonl", ".parquet")
 READABLE = "a .txt, .jsonl or .parquet file, a folder of such files, or a hub data set id like owner/name"
 
@@ -51,12 +51,20 @@ def check_paths(paths: Sequence[str]) -> None:
         CalibrationError: All paths that are neither.
     """
     problems = [
-        Problem(name, READABLE, "nothing at this path", "Check the path.")
+        Problem(name or "an empty path", READABLE, "nothing at this path", "Check the path.")
         for name in paths
-        if not Path(name).exists() and not _looks_like_hub_id(name)
+        if not _is_there(name) and not _looks_like_hub_id(name)
     ]
     if problems:
         raise CalibrationError(*problems)
+
+
+def _is_there(name: str) -> bool:
+    """Whether a path exists; an empty one is no path, though pathlib reads it as the working directory."""
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # too long for a path: somebody gave the text itself
+        return False
 
 
 def _looks_like_hub_id(name: str) -> bool:
@@ -65,18 +73,17 @@ def _looks_like_hub_id(name: str) -> bool:
 
 def _read_source(name: str, render: RenderMessages | None) -> Iterator[Document]:
     path = Path(name)
-    if path.is_dir():
+    if not _is_there(name):
+        check_paths([name])
+        yield from _read_hub(name, render)
+    elif path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in FILE_TYPES)
         if not files:
             raise CalibrationError(Problem(name, READABLE, "a folder without such files", "Check the path."))
         for file in files:
             yield from _read_file(file, render)
-    elif path.exists():
-        yield from _read_file(path, render)
-    elif _looks_like_hub_id(name):
-        yield from _read_hub(name, render)
     else:
-        check_paths([name])
+        yield from _read_file(path, render)
 
 
 def _read_file(path: Path, render: RenderMessages | None) -> Iterator[Document]:
@@ -107,8 +114,9 @@ def _parse_row(line: str, where: str) -> dict[str, Any]:
     fix = "Write one JSON object a line."
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CalibrationError(Problem(where, "a JSON object", f"invalid JSON ({error.msg})", fix)) from error
+    except (ValueError, RecursionError) as error:
+        found = f"invalid JSON ({getattr(error, 'msg', error)})"
+        raise CalibrationError(Problem(where, "a JSON object", found, fix)) from error
     if not isinstance(row, dict):
         raise CalibrationError(Problem(where, "a JSON object", type(row).__name__, fix))
     return row
@@ -149,6 +157,11 @@ def _document(row: dict[str, Any], where: str, default_domain: str, render: Rend
         raise CalibrationError(Problem(where, "a string 'text', or 'messages'", found, "Rename the field to 'text'."))
     if not text.strip():
         raise CalibrationError(Problem(where, "some text", "an empty document", "Remove the row or fill it."))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"half a surrogate pair at character {error.start}"
+        raise CalibrationError(Problem(where, "text of whole characters", found, "Remove it.")) from error
     return Document(text, str(row.get("domain") or default_domain))
 
 

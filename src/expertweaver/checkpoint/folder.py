@@ -6,7 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from typing import IO, Any
 from expertweaver.errors import CheckpointError, ExpertWeaverError, Problem
 
 JOURNAL = "journal.json"
+DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class OutputFolder:
@@ -47,10 +50,13 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         try:
+            self._refuse_foreign()
             self.scratch.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._check_journal()
         except OSError as error:
+            if self.lock is not None:
+                self.lock.close()
             if isinstance(error, CheckpointError):
                 raise
             raise _write_error(self.partial, error) from error
@@ -59,23 +65,37 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        if isinstance(error, ExpertWeaverError) or full:
+        failure = _system_error(error)
+        unusable = failure is not None and failure.errno in DISK_UNUSABLE
+        if isinstance(error, ExpertWeaverError) or unusable:
             shutil.rmtree(self.partial, ignore_errors=True)
         if self.lock is not None:
             self.lock.close()
-        if full and isinstance(error, OSError):
-            raise _write_error(self.partial, error) from error
+        if failure is not None and unusable:
+            raise _write_error(self.partial, failure) from error
 
     def publish(self) -> None:
         """Give the finished folder its name; a folder it replaces is removed only afterwards."""
         shutil.rmtree(self.scratch)
-        old = self.out.with_name(self.out.name + ".old")
-        if self.out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.out.rename(old)
-        self.partial.rename(self.out)
-        shutil.rmtree(old, ignore_errors=True)
+        if not self.out.exists():
+            self.partial.rename(self.out)
+            return
+        aside = Path(tempfile.mkdtemp(prefix=f"{self.out.name}.old-", dir=self.out.parent))
+        self.out.rename(aside / self.out.name)
+        try:
+            self.partial.rename(self.out)
+        except OSError:
+            (aside / self.out.name).rename(self.out)
+            aside.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _refuse_foreign(self) -> None:
+        """A folder that happens to be called OUT.partial is not ours to build in, to publish or to remove."""
+        if self.partial.is_dir() and not self.scratch.exists() and any(self.partial.iterdir()):
+            fix = "Move it away, or choose another output folder."
+            where = str(self.partial)
+            raise CheckpointError(Problem(where, "a name that is free, or an unfinished run", "another folder", fix))
 
     def _take_lock(self) -> None:
         self.lock = (self.scratch / "lock").open("w")
@@ -91,7 +111,11 @@ class OutputFolder:
         if not file.exists():
             write_text(file, json.dumps(self.identity, indent=2, sort_keys=True))
             return
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            fix = f"Remove {self.partial} to start anew."
+            raise CheckpointError(Problem(str(file), "the record of an unfinished run", str(error), fix)) from error
         now = json.loads(json.dumps(self.identity))
         if before != now:
             where = str(self.partial)
@@ -103,25 +127,43 @@ class OutputFolder:
 
 
 def check_target(out: Path, *, overwrite: bool, source: Path) -> None:
-    """Refuse an output folder that exists (unless it may be replaced) or would destroy the source."""
+    """Refuse an output folder that exists (unless it may be replaced), would destroy the source or cannot be made."""
+    if out.name in ("", ".."):
+        raise CheckpointError(Problem(str(out), "the name of a new folder", f"'{out}'", "Name the folder to create."))
     target, dense = out.resolve(), source.resolve()
     if target == dense or dense.is_relative_to(target) or target.is_relative_to(dense):
         fix = "Choose a folder beside it."
         raise CheckpointError(
             Problem(str(out), "a folder apart from the source model", f"one in or around {source}", fix)
         )
-    if out.exists() and not overwrite:
+    taken = out.exists() or out.is_symlink()
+    if taken and not overwrite:
         found = "a folder or file of this name"
         fix = "Choose another name, or pass --overwrite to replace it once the new one is verified."
         raise CheckpointError(Problem(str(out), "a name that is free", found, fix))
-    if out.exists() and not (out / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
+    if taken and not _is_replaceable(out):
         fix = "--overwrite replaces model folders only. Choose another name."
         raise CheckpointError(Problem(str(out), "a model folder to replace", "something else", fix))
+    parent = _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        found = "one without write permission" if parent.is_dir() else "a file"
+        raise CheckpointError(Problem(str(parent), "a folder that can be written", found, "Choose another place."))
+
+
+def _existing_parent(out: Path) -> Path:
+    return next(parent for parent in out.resolve().parents if parent.exists())
+
+
+def _is_replaceable(out: Path) -> bool:
+    """Whether a folder is a model or empty; a config.json alone does not make a model."""
+    if not out.is_dir():
+        return False
+    return ((out / "config.json").exists() and any(out.glob("*.safetensors"))) or not any(out.iterdir())
 
 
 def check_space(out: Path, needed: int) -> None:
     """Refuse to start where the disk has less room than the output needs."""
-    parent = next(p for p in out.resolve().parents if p.exists())
+    parent = _existing_parent(out)
     free = shutil.disk_usage(parent).free
     if free < needed:
         found = f"{free / 1e9:.2f} GB free"
@@ -144,6 +186,16 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
         keys = sorted(before.keys() | now.keys())
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
     return [] if before == now else [(key, before, now)]
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind an exception; safetensors keeps only its text, in a class of its own."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return error
+    match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def _write_error(where: Path, error: OSError) -> CheckpointError:

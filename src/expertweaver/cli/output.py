@@ -23,6 +23,7 @@ class ConsoleProgress(Progress):
         from rich.console import Console
 
         self.console = Console(stderr=True)
+        self.noted: set[str] = set()
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:
@@ -38,9 +39,12 @@ class ConsoleProgress(Progress):
             yield lambda: bars.advance(task)
 
     def note(self, message: str) -> None:
-        """Print a remark."""
+        """Print a remark, once however often it is made."""
         from rich.markup import escape
 
+        if message in self.noted:
+            return
+        self.noted.add(message)
         self.console.print(f"[yellow]note:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
 
 

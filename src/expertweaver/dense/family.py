@@ -38,6 +38,11 @@ class Family(BaseModel):
     dropped: tuple[str, ...] = ()
 
 
+MAX_SIZE = 2**31
+MAX_LAYERS = 4096
+"""More is damage, not depth: the tensor names of every layer are listed in memory."""
+
+
 @dataclass(frozen=True)
 class Dims:
     """Sizes of a dense GLU model, in the words of Hugging Face's configuration."""
@@ -84,8 +89,20 @@ def find_family(model_type: str, where: str) -> Family:
     reasons = read_yaml(PACKAGE_FOLDER / "dense/unsupported.yaml")
     supported = ", ".join(f"{family.model_type} ({family.summary})" for family in families().values())
     why = f", which is not convertible: {reasons[model_type]}" if model_type in reasons else ""
-    problem = Problem(where, f"model_type of a supported family: {supported}", f"'{model_type}'{why}", "Use one.")
-    raise ArchitectureError(problem)
+    expected = f"model_type of a supported family: {supported}"
+    raise ArchitectureError(
+        Problem(where, expected, f"'{model_type}'{why}", "Convert a model of one of these families.")
+    )
+
+
+def check_num_layers(config: Mapping[str, Any], where: str) -> None:
+    """Refuse an absurd number of layers in a config.json as it was read: filling in its defaults would take forever.
+
+    Raises:
+        ArchitectureError: num_hidden_layers is there and is no sensible number.
+    """
+    if "num_hidden_layers" in config:
+        _require_sizes({"num_hidden_layers": config["num_hidden_layers"]}, where)
 
 
 def read_dims(config: Mapping[str, Any], where: str) -> Dims:
@@ -94,30 +111,38 @@ def read_dims(config: Mapping[str, Any], where: str) -> Dims:
     Raises:
         ArchitectureError: A size is missing, not a positive integer, or absurd; all such sizes at once.
     """
-    heads = config.get("num_attention_heads")
+    heads, key_value_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     values = {
         "hidden_size": config.get("hidden_size"),
         "intermediate_size": config.get("intermediate_size"),
         "num_hidden_layers": config.get("num_hidden_layers"),
         "vocab_size": config.get("vocab_size"),
         "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
     }
     head_dim = config.get("head_dim")
     if head_dim is None and _is_size(values["hidden_size"]) and _is_size(heads):
         head_dim = values["hidden_size"] // heads
     values["head_dim"] = head_dim
-    bad = {name: value for name, value in values.items() if not _is_size(value)}
-    if bad:
-        fix = "Repair the config.json or download the model again."
-        limits = "a whole number between 1 and 2^31"
-        raise ArchitectureError(*(Problem(f"{where}: {name}", limits, repr(v), fix) for name, v in bad.items()))
+    _require_sizes(values, where)
     return Dims(**values, hidden_act=str(config.get("hidden_act", "silu")))
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+def _require_sizes(values: Mapping[str, Any], where: str) -> None:
+    fix = "Repair the config.json or download the model again."
+    limits = {name: MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE for name in values}
+    problems = [
+        Problem(f"{where}: {name}", f"a whole number from 1 to {limits[name]}", repr(value), fix)
+        for name, value in values.items()
+        if not _is_size(value, limits[name])
+    ]
+    if problems:
+        raise ArchitectureError(*problems)
+
+
+def _is_size(value: Any, limit: int = MAX_SIZE) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= limit
 
 
 def _inherited(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertweaver.dense.accounting import Origin, account, check_shapes, expected_origins, find_rule, layer_prefix
-from expertweaver.dense.family import Dims, Family, find_family, read_dims
+from expertweaver.dense.family import Dims, Family, check_num_layers, find_family, read_dims
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import ModelFolder, find_model
 from expertweaver.errors import ArchitectureError, CheckpointError, Problem
@@ -97,9 +98,10 @@ def open_dense(name: str) -> DenseModel:
     """
     folder = find_model(name)
     raw = _read_config(folder.path)
-    family = find_family(str(raw.get("model_type")), str(folder.path / "config.json"))
-    config = _complete_config(folder.path)
     where = str(folder.path / "config.json")
+    family = find_family(str(raw.get("model_type")), where)
+    check_num_layers(raw, where)
+    config = _complete_config(folder.path)
     dims = read_dims(config, where)
     problems = _unsupported(config, family, dims, where)
     if problems:
@@ -145,11 +147,28 @@ def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: s
         fix = "Use a version of the model without a window: no stock MoE format can say it."
         found = f"a sliding window of {window} in a context of {dims.max_position_embeddings}"
         problems.append(Problem(where, "full attention in every layer", found, fix))
-    rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
-    if rope not in family.rope_types:
-        expected = f"rope_type one of {', '.join(family.rope_types)} for {family.model_type}"
-        problems.append(Problem(where, expected, f"'{rope}'", "This position scaling is not supported yet."))
+    problems += _rope_problems(config.get("rope_parameters") or {}, family, where)
     if dims.num_attention_heads % dims.num_key_value_heads:
         found = f"{dims.num_attention_heads} query and {dims.num_key_value_heads} key-value heads"
         problems.append(Problem(where, "query heads a multiple of key-value heads", found, "Repair the config.json."))
     return problems
+
+
+def _rope_problems(rope: Mapping[str, Any], family: Family, where: str) -> list[Problem]:
+    """Positions that the family does not know, or values that transformers would stumble over in the first layer."""
+    kind = rope.get("rope_type", "default")
+    if kind not in family.rope_types:
+        expected = f"rope_type one of {', '.join(family.rope_types)} for {family.model_type}"
+        return [Problem(where, expected, f"'{kind}'", "This position scaling is not supported yet.")]
+    fix = "Repair the config.json or download the model again."
+    return [
+        Problem(f"{where}: rope_parameters.{name}", "a positive number", repr(value), fix)
+        for name, value in rope.items()
+        if name not in ("rope_type", "type") and not _is_rope_value(name, value)
+    ]
+
+
+def _is_rope_value(name: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool):  # options that are off or on
+        return name != "rope_theta"
+    return isinstance(value, int | float) and 0 < value < math.inf

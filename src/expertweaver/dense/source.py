@@ -50,6 +50,6 @@ def _download(name: str, repo_id: str, revision: str | None) -> ModelFolder:
         folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=WANTED)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         fix = "Check the id, your access rights (hf auth login) and the network, or give a local folder."
-        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        found = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         raise CheckpointError(Problem(name, "a local folder or a reachable hub model", found, fix)) from error
     return ModelFolder(name, Path(folder), Path(folder).name)

@@ -102,6 +102,18 @@ def evaluate(
     )
 
 
+def check_text(
+    model: str | Path, text: Sequence[str], *, max_tokens_per_document: int | None, context: int | None
+) -> None:
+    """Read and tokenize text as `evaluate` would, without loading a weight.
+
+    Raises:
+        RecipeError, CheckpointError, CalibrationError: As `evaluate` would.
+    """
+    candidates = open_candidates([model], trust_remote_code=False)
+    _read_text(text, candidates, _window_length(candidates, context), max_tokens_per_document)
+
+
 def _check_options(
     models: Sequence[str | Path], against: str | Path | None, max_tokens: int | None, context: int | None, dtype: str
 ) -> None:

@@ -20,6 +20,7 @@ from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
 from expertweaver.methods.base import LayerDesign
 from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, sigmoid_scores
 from expertweaver.modeling.values import GLUWeights, Router
+from expertweaver.partition.budget import GROUPED_BLOCK
 
 MAX_ABS_LOGIT = 6e-3
 """Unit weights are then exact to 3e-3 in float32, and exactly one after rounding to bfloat16."""
@@ -28,9 +29,6 @@ PINNED_BIAS = 2.0
 """Selection bias of an expert that is always chosen; scores lie in (0, 1)."""
 
 ROUTED_SCALING_FACTOR = 2.0
-
-GROUPED_MATMUL_WIDTH = 8
-"""transformers' default experts kernel wants rows of whole 16-byte blocks: a width of 8 neurons in bfloat16."""
 
 INEXPRESSIBLE = ("self_attn.o_proj.bias", "mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
 
@@ -184,7 +182,7 @@ def reference_routing(x: Tensor, stored: StoredLayer, layout: Layout) -> ServedR
 
 def _experts_implementation(slice_width: int) -> dict[str, str]:
     """Ask transformers for its plain loop over experts where its default kernel would refuse the width."""
-    return {} if slice_width % GROUPED_MATMUL_WIDTH == 0 else {"experts_implementation": "eager"}
+    return {} if slice_width % GROUPED_BLOCK == 0 else {"experts_implementation": "eager"}
 
 
 def _glu_tensors(prefix: str, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:

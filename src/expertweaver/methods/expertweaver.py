@@ -23,7 +23,7 @@ from expertweaver.partition.allocation import (
 )
 from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
+from expertweaver.recipe.schema import MethodSection, Seed
 from expertweaver.router.mean_gate import mean_gate_router
 
 
@@ -45,14 +45,14 @@ class Options(MethodSection):
     alpha_relative_to: Literal["all", "active"] = Field(
         default="all", description="Share of all slices, or of the active."
     )
-    seed: int = Field(default=0, ge=0, description="Of the clustering's starting points.")
+    seed: Seed = Field(default=0, description="Of the clustering's starting points.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Options:
         if self.alpha_min > self.alpha_max:
-            raise ValueError(f"alpha_min {self.alpha_min} is above alpha_max {self.alpha_max}")
+            raise ValueError(f"alpha_min {self.alpha_min:g} to be at most alpha_max {self.alpha_max:g}")
         if self.tau != "auto" and self.tau <= 0:
-            raise ValueError(f"tau must be positive or 'auto', not {self.tau}")
+            raise ValueError("tau positive or 'auto'")
         return self
 
 

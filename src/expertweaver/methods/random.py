@@ -15,7 +15,7 @@ from expertweaver.methods.base import LayerDesign, equal_experts
 from expertweaver.modeling.values import GLUWeights, Partition
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
+from expertweaver.recipe.schema import MethodSection, Seed
 from expertweaver.router.mean_gate import mean_gate_router
 
 
@@ -26,7 +26,7 @@ class Options(MethodSection):
     num_shared_slices: int = Field(
         default=1, ge=0, description="Random slices that are always on; stock engines want one."
     )
-    seed: int = Field(default=0, ge=0, description="Of the split.")
+    seed: Seed = Field(default=0, description="Of the split.")
 
 
 def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:

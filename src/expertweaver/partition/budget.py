@@ -9,6 +9,12 @@ from expertweaver.errors import PartitionError, Problem
 MIN_ROUTED = 2
 """The stock router scores groups by their two best experts, so fewer than two routed slices cannot run."""
 
+ENGINE_BLOCK = 32
+"""Quantised kernels work in blocks of 32 columns; narrower or odd expert widths cannot use them."""
+
+GROUPED_BLOCK = 8
+"""Grouped matrix kernels want rows of whole 16-byte blocks: 8 neurons in bfloat16."""
+
 
 @dataclass(frozen=True)
 class SliceBudget:

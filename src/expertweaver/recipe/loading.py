@@ -106,8 +106,6 @@ def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
     cause = entry.get("ctx", {}).get("error")
     if isinstance(cause, ExpertWeaverError):
         return cause.problems
-    if isinstance(cause, ValidationError):
-        return tuple(p for inner in cause.errors() for p in _translate(inner, values))
     location = [str(part) for part in entry["loc"]]
     where = ".".join(location) or "recipe"
     if entry["type"] == "extra_forbidden":
@@ -115,7 +113,8 @@ def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
         return (Problem(where, "a known key", f"'{location[-1]}'", suggestion(location[-1], known)),)
     if entry["type"] == "missing":
         return (Problem(where, "a value", "none", f"Set it, for instance --set {where}=..."),)
-    return (Problem(where, entry["msg"], repr(entry["input"]), "Correct the value; docs/recipe.md lists the keys."),)
+    expected = entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return (Problem(where, expected, repr(entry["input"]), "Correct the value; docs/recipe.md lists the keys."),)
 
 
 def _fields_beside(location: list[str], values: Mapping[str, Any]) -> list[str]:

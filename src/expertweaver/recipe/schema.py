@@ -16,7 +16,11 @@ from expertweaver.registry import load_module, module_names, require_known
 class Section(BaseModel):
     """A frozen part of a recipe that knows no key but its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Small enough that a generator takes it, also after a layer's number was mixed in."""
 
 
 class SourceSection(Section):
@@ -43,7 +47,7 @@ class CalibrationSection(Section):
         default="float32",
         description="Arithmetic of the calibration pass; bfloat16 is faster where the processor has it.",
     )
-    seed: int = Field(default=0, ge=0, description="Which samples are drawn where there are more than num_samples.")
+    seed: Seed = Field(default=0, description="Which samples are drawn where there are more than num_samples.")
 
 
 class MethodSection(Section):

@@ -43,9 +43,9 @@ def test_the_router_is_the_mean_gate_row_of_each_expert() -> None:
 def test_routed_experts_group_neurons_of_like_profile() -> None:
     found = paper_design(alpha_max=0.2)
     profile = LAYERS[0].statistics.profile("abs")
-    split = random.design(
-        random.Options(), 0, LAYERS[0].statistics, LAYERS[0].weights, random.allocate(random.Options(), [LAYERS[0].statistics], BUDGET)[0], BUDGET
-    )  # fmt: skip
+    options = random.Options()
+    allocation = random.allocate(options, [LAYERS[0].statistics], BUDGET)[0]
+    split = random.design(options, 0, LAYERS[0].statistics, LAYERS[0].weights, allocation, BUDGET)
 
     def spread(design: LayerDesign) -> float:
         parts = [profile[n] - profile[n].mean(dim=0) for n in design.partition.expert_neurons]

@@ -1,0 +1,151 @@
+"""What a conversion costs: its time over one dense forward pass of the same calibration tokens, and its peak memory.
+
+    python benchmarks/conversion_cost.py --hidden-size 896 --intermediate-size 4864 --num-layers 24
+
+makes a Llama of these sizes with random weights, times a dense forward pass of its decoder layers over the calibration
+tokens by stock transformers (batches of whole sequences, no head), then a whole `convert`, each in a process of its
+own. Both use the same threads and the same arithmetic. Random weights cost what trained ones do: no step depends on
+their values except the number of clustering rounds, which is capped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+VOCAB_SIZE = 4096
+STEPS = ("dense", "convert")
+
+
+def main() -> None:
+    args = _parse()
+    if args.step is not None:
+        print(json.dumps(_STEPS[args.step](args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = Path(folder)
+        _make_model(args)
+        results = {step: _run_apart(step, args) for step in STEPS}
+    _print_table(args, results)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden-size", type=int, default=896)
+    parser.add_argument("--intermediate-size", type=int, default=4864)
+    parser.add_argument("--num-layers", type=int, default=24)
+    parser.add_argument("--num-slices", type=int, default=76)
+    parser.add_argument("--mlp-sparsity", type=float, default=0.25)
+    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--method", default="expertweaver")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_apart(step: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one step in a fresh process, so that its peak memory is its own."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in vars(args).items() if name != "step"]
+    command = [sys.executable, __file__, *options, f"--step={step}"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _make_model(args: argparse.Namespace) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=args.hidden_size,
+        intermediate_size=args.intermediate_size,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.hidden_size // 64,
+        num_key_value_heads=max(1, args.hidden_size // 448),
+        max_position_embeddings=args.sequence_length,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(args.folder / "dense")
+    vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(args.folder / "dense")
+    ids = torch.randint(VOCAB_SIZE, (args.num_samples, args.sequence_length)).tolist()
+    rows = [json.dumps({"text": " ".join(f"w{i}" for i in row), "domain": f"d{n % 4}"}) for n, row in enumerate(ids)]
+    (args.folder / "text.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def _dense_step(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    dtype = getattr(torch, args.compute_dtype)
+    model: Any = LlamaForCausalLM.from_pretrained(args.folder / "dense", dtype=dtype).eval().model
+    rows = [json.loads(line)["text"] for line in (args.folder / "text.jsonl").read_text().splitlines()]
+    tokens = torch.tensor([[int(word[1:]) for word in row.split()] for row in rows])
+    step = max(1, 4096 // args.sequence_length)
+    with torch.inference_mode():
+        model(tokens[:1], use_cache=False)
+        start = time.perf_counter()
+        for batch in tokens.split(step):
+            model(batch, use_cache=False)
+    return {"seconds": {"dense forward": time.perf_counter() - start}, "peak_bytes": _peak()}
+
+
+def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
+    from expertweaver import convert, make_recipe
+
+    settings = {
+        "method": args.method,
+        "mlp_sparsity": args.mlp_sparsity,
+        "num_slices": args.num_slices,
+        "calibration": [str(args.folder / "text.jsonl")],
+        "calibration.num_samples": args.num_samples,
+        "calibration.sequence_length": args.sequence_length,
+        "calibration.compute_dtype": args.compute_dtype,
+    }
+    import torch  # noqa: F401 (imports are not part of the conversion's time)
+    import transformers  # noqa: F401
+
+    before = _peak()
+    done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse")
+    return {"seconds": done.seconds, "peak_bytes": _peak(), "before_bytes": before}
+
+
+_STEPS = {"dense": _dense_step, "convert": _convert_step}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _print_table(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
+    import torch
+
+    dense = results["dense"]["seconds"]["dense forward"]
+    parts = results["convert"]["seconds"]
+    tokens = args.num_samples * args.sequence_length
+    size = f"H {args.hidden_size} F {args.intermediate_size} L {args.num_layers}"
+    print(f"{size}, {tokens} tokens, {args.compute_dtype}, method {args.method}, {torch.get_num_threads()} threads")
+    print(f"{'dense forward':<16}{dense:8.1f} s")
+    for name, seconds in parts.items():
+        print(f"{name:<16}{seconds:8.1f} s   {seconds / dense:5.2f} x")
+    total = sum(parts.values())
+    print(f"{'conversion':<16}{total:8.1f} s   {total / dense:5.2f} x")
+    peak, before = results["convert"]["peak_bytes"], results["convert"]["before_bytes"]
+    print(f"peak memory of the conversion {peak / 1e6:.0f} MB, of which libraries {before / 1e6:.0f} MB")
+    print(f"peak memory of the dense pass {results['dense']['peak_bytes'] / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

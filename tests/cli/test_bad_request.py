@@ -1,0 +1,211 @@
+"""Requests that make no sense: refused in four parts with exit code 2, all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.commands import Bench, Case, Complaint, check_refused, run
+
+KEYS = "docs/recipe.md"
+SPARSITY = "budget.mlp_sparsity"
+SLICES = "budget.num_slices"
+
+
+def bad_value(key: str, value: str, expected: str, found: str, fix: str = KEYS) -> Case:
+    """One `--set` that is wrong."""
+    return Case(
+        f"{key}={value}", Complaint(key, expected, found, fix), arguments=("--set", f"{key}={value}"),
+        error="RecipeError", exit_code=2,
+    )  # fmt: skip
+
+
+def unknown(flag: str, value: str, where: str, suggestion: str) -> Case:
+    words = Complaint(where, "one of", f"'{value}'", f"Did you mean '{suggestion}'?")
+    return Case(f"{flag} {value}", words, arguments=(flag, value), error="RecipeError", exit_code=2)
+
+
+def bad_setting(text: str, where: str, expected: str, found: str, fix: str) -> Case:
+    words = Complaint(where, expected, found, fix)
+    return Case(f"--set {text}", words, arguments=("--set", text), error="RecipeError", exit_code=2)
+
+
+def bad_budget(name: str, complaints: Complaint | tuple[Complaint, ...], *arguments: str) -> Case:
+    return Case(name, complaints, arguments=arguments, error="PartitionError", exit_code=2)
+
+
+def bad_file(name: str, text: str, expected: str, found: str, fix: str = KEYS) -> Case:
+    """A recipe file with this text."""
+
+    def spoil(bench: Bench) -> Any:
+        return (bench.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+    words = Complaint("recipe.yaml", expected, found, fix)
+    arguments = ("--recipe", "BENCH/recipe.yaml")
+    return Case(name, words, spoil, arguments, error="RecipeError", exit_code=2)
+
+
+BUDGETS = (
+    bad_value(SPARSITY, "1.0", "less than 1", "1.0"),
+    bad_value(SPARSITY, "-0.1", "greater than or equal to 0", "-0.1"),
+    bad_value(SPARSITY, ".nan", "a finite number", "nan"),
+    bad_value(SLICES, "1", "greater than or equal to 2", "1"),
+    bad_budget(
+        "0.3 of 64 slices",
+        Complaint(SPARSITY, "steps of 1/64", "0.3, which leaves 44.8 of 64", "0.296875 (45 active slices) or 0.3125"),
+        *("--mlp-sparsity", "0.3", "--num-slices", "64"),
+    ),
+    bad_budget(
+        "no slice active",
+        Complaint(SPARSITY, "at least one", "0.99, which leaves 0.08 of 8", "0.875 (1 active slices)"),
+        *("--mlp-sparsity", "0.99"),
+    ),
+    bad_budget(
+        "12 slices of 64 neurons",
+        Complaint(SLICES, "a divisor of intermediate_size 64", "12", "2, 4, 8, 16"),
+        *("--num-slices", "12"),
+    ),
+    bad_budget(
+        "more slices than neurons",
+        Complaint(SLICES, "a divisor of intermediate_size 64", "128", "8, 16, 32, 64"),
+        *("--num-slices", "128"),
+    ),
+)
+
+VALUES = (
+    bad_value("budget.mlp_sparsitty", "0.5", "a known key", "'mlp_sparsitty'", "Did you mean 'mlp_sparsity'?"),
+    bad_value("method.tauu", "0.5", "a known key", "'tauu'", "Did you mean 'tau'?"),
+    bad_value("calibration.sequence_length", "4", "greater than or equal to 8", "4"),
+    bad_value("calibration.num_samples", "lots", "a valid integer", "'lots'"),
+    bad_value("calibration.paths", "text", "a valid tuple", "'text'"),
+    bad_value("calibration.seed", "1" + "0" * 30, "less than 4294967296", "1" + "0" * 30),
+    bad_value("method.seed", "-1", "greater than or equal to 0", "-1"),
+    bad_value("output.dtype", "float8", "'auto', 'float32', 'bfloat16' or 'float16'", "'float8'"),
+    bad_value("budget", "3", "a valid dictionary", "3"),
+    unknown("--method", "expertweever", "method.name", "expertweaver"),
+    unknown("--format", "glm4-moe", "output.format", "glm4_moe"),
+    unknown("--preset", "paper-52", "preset", "paper-25"),
+    bad_setting("bugdet.num_slices=3", "bugdet", "a known key", "'bugdet'", "Did you mean 'budget'?"),
+    bad_setting("method.tau", "--set", "key=value", "'method.tau'", "--set method.tau=0.5"),
+    bad_setting("=3", "--set", "key=value", "'=3'", "--set method.tau=0.5"),
+    bad_setting("method.tau=[1", "--set method.tau", "a YAML value", "'[1'", "Quote it"),
+    bad_setting("method.tau=-1", "method", "tau positive or 'auto'", "'tau': -1", KEYS),
+    bad_setting("method.alpha_min=0.9", "method", "at most alpha_max 0.7", "'alpha_min': 0.9", KEYS),
+    Case(
+        "tau not a number",
+        (
+            Complaint("method.tau", "a finite number", "nan", KEYS),
+            Complaint("method.tau", "'auto'", "nan", KEYS),
+        ),
+        arguments=("--set", "method.tau=.nan"),
+        error="RecipeError",
+        exit_code=2,
+    ),
+    Case(
+        "an option of another method",
+        Complaint("method.tau", "a known key", "'tau'", "Known: name, num_shared_slices, seed"),
+        arguments=("--method", "random", "--set", "method.tau=0.5"),
+        error="RecipeError",
+        exit_code=2,
+    ),
+)
+
+FILES = (
+    bad_file("a key twice", "budget:\n  num_slices: 8\n  num_slices: 4\n", "valid YAML", "'num_slices' given twice"),
+    bad_file("no YAML", "a: [1", "valid YAML", "line 1, column 6"),
+    bad_file("YAML that is a list", "- a", "a mapping of sections", "list"),
+    bad_file("YAML that runs code", "a: !!python/object/apply:os.getcwd []", "valid YAML", "could not determine"),
+    bad_file("YAML too deep", "[" * 500, "valid YAML", "recursion"),
+    Case(
+        "missing recipe file",
+        Complaint("none.yaml", "a readable recipe file", "No such file", "Check the path"),
+        arguments=("--recipe", "BENCH/none.yaml"),
+        error="RecipeError",
+        exit_code=2,
+    ),
+)
+
+SEVERAL = (
+    Case(
+        "several wrong values",
+        (
+            Complaint("calibration.num_samples", "greater than or equal to 2", "0", KEYS),
+            Complaint("method.tauu", "a known key", "'tauu'", "'tau'"),
+            Complaint(SPARSITY, "less than 1", "2.0", KEYS),
+            Complaint(SLICES, "a valid integer", "'abc'", KEYS),
+        ),
+        arguments=(
+            *("--mlp-sparsity", "2", "--set", "budget.num_slices=abc"),
+            *("--set", "method.tauu=1", "--set", "calibration.num_samples=0"),
+        ),
+        error="RecipeError",
+        exit_code=2,
+    ),
+    bad_budget(
+        "several things that do not fit",
+        (
+            Complaint(SLICES, "a divisor", "12", "2, 4, 8, 16"),
+            Complaint(SPARSITY, "steps of 1/12", "0.3", "0.25 (9 active slices)"),
+            Complaint("output.dtype", "bfloat16 or float32", "float16", "underflows"),
+            Complaint("none.txt", "a .txt", "nothing at this path", "Check"),
+            Complaint("held.txt", "a .txt", "nothing at this path", "Check"),
+        ),
+        *("--num-slices", "12", "--mlp-sparsity", "0.3", "--dtype", "float16"),
+        *("--calibration", "BENCH/none.txt", "--set", "evaluate.text=[BENCH/held.txt]"),
+    ),
+    Case(
+        "float16",
+        Complaint("output.dtype", "bfloat16 or float32", "float16", "Pass --dtype bfloat16 or --dtype float32"),
+        arguments=("--dtype", "float16"),
+        error="ArchitectureError",
+    ),
+)
+
+CASES = (*BUDGETS, *VALUES, *FILES, *SEVERAL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name[:40] for case in CASES])
+def test_a_request_that_makes_no_sense_is_refused(case: Case, bench: Bench) -> None:
+    check_refused(case, bench)
+
+
+@pytest.mark.parametrize("arguments", [("--mlp-sparsty", "0.5"), ("--mlp-sparsity", "lots")])
+def test_wrong_usage_has_the_exit_code_of_a_wrong_request(arguments: tuple[str, ...], bench: Bench) -> None:
+    result = bench.convert(*arguments)
+    assert result.exit_code == 2
+    assert "--mlp-sparsity" in result.stderr
+    assert bench.ours == []
+
+
+REFUSALS: list[tuple[Callable[[Bench], list[Any]], int, str]] = [
+    (lambda bench: ["plan", bench.folder / "none"], 3, "CheckpointError"),
+    (lambda bench: ["plan", bench.source, "--num-slices", "7"], 2, "PartitionError"),
+    (lambda bench: ["inspect", bench.folder / "none"], 3, "CheckpointError"),
+    (lambda bench: ["inspect", bench.source, "--hashes"], 3, "CheckpointError"),
+    (lambda bench: ["evaluate", bench.folder / "none", "--text", bench.text], 3, "CheckpointError"),
+    (lambda bench: ["evaluate", bench.source, "--text", bench.folder / "none.txt"], 3, "CalibrationError"),
+    (lambda bench: ["evaluate", bench.source, "--text", bench.text, "--dtype", "int8"], 2, "RecipeError"),
+    (lambda bench: ["ls", "models"], 2, "Invalid value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "exit_code", "words"), REFUSALS)
+def test_every_verb_refuses_alike(
+    arguments: Callable[[Bench], list[Any]], exit_code: int, words: str, bench: Bench
+) -> None:
+    result = run(*arguments(bench))
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == exit_code
+    assert words in result.stderr
+    assert not result.stdout
+
+
+def test_a_bug_keeps_its_traceback_and_has_its_own_exit_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("expertweaver.conversion.convert", fail)
+    result = bench.convert()
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
