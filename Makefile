@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check lint types format browser slow clean
+.PHONY: demo test check lint types format clean
 
 demo: $(READY)   ## Convert the shipped model, measure it, write a report.
 	$(BIN)/expertweaver demo --out demo
@@ -25,9 +25,6 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-slow: $(READY)   ## The tests that take minutes.
-	$(BIN)/python -m pytest -m slow
 
 # torch first and by its exact version: without one installed, pip would fetch the newest build with its GPU libraries.
 # A machine that has a torch of its own choice can keep it: VENV=path/to/environment make test

@@ -9,7 +9,20 @@ evaluate(["path/to/output"], against="path/to/model", text=["held_out.jsonl"])
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expertweaver.bench.speed import measure_speed
+    from expertweaver.conversion import Conversion, convert
+    from expertweaver.demonstration import demo
+    from expertweaver.errors import ExpertWeaverError
+    from expertweaver.evaluation.quality import evaluate
+    from expertweaver.evaluation.results import Evaluation
+    from expertweaver.inspection import inspect
+    from expertweaver.planning import Plan, plan
+    from expertweaver.recipe.loading import make_recipe
+    from expertweaver.recipe.schema import Recipe
+    from expertweaver.report.page import write_report
 
 __version__ = "0.1.0"
 
@@ -30,7 +43,22 @@ _HOMES = {
 }
 """Public names and the modules they live in; imported on first use, so that importing the package is quick."""
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "Conversion",
+    "Evaluation",
+    "ExpertWeaverError",
+    "Plan",
+    "Recipe",
+    "__version__",
+    "convert",
+    "demo",
+    "evaluate",
+    "inspect",
+    "make_recipe",
+    "measure_speed",
+    "plan",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

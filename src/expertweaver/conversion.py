@@ -258,7 +258,7 @@ def _write_sidecars(
     for layer, design in enumerate(stored):
         owners[f"{layer}.shared_neurons"] = design.shared_neurons
         owners[f"{layer}.expert_neurons"] = design.expert_neurons
-    save_file(owners, record / "partition.safetensors")
+    write_shard(record / "partition.safetensors", owners)
     num_params = sum(
         info.num_elements
         for name, info in _written_tensors(folder).items()
@@ -310,6 +310,7 @@ def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:
         against=todo.dense.folder.path,
         max_tokens_per_document=section.max_tokens_per_document,
         context=section.context,
+        trust_remote_code=todo.recipe.source.trust_remote_code,
         progress=progress,
     )
     name = folder.name.removesuffix(".partial")

@@ -12,9 +12,6 @@ from expertweaver.evaluation.results import Evaluation
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.loading import make_recipe
 
-CONTEXT = 256
-"""The shipped model was trained on windows of this length; its loss rises steeply beyond about 320 positions."""
-
 SPARSITIES = (0.25, 0.5)
 METHODS = ("expertweaver", "static", "random")
 """The paper's method and the two baselines that every table carries."""
@@ -40,7 +37,7 @@ def demo(out: str | Path = "demo", *, progress: Progress = SILENT) -> Demonstrat
     folder = Path(out)
     conversions = tuple(
         convert(
-            make_recipe(shipped_model(), settings=_settings(method, sparsity)),
+            make_recipe(shipped_model(), settings={"method": method, "mlp_sparsity": sparsity}),
             folder / f"{method}-{100 * sparsity:g}",
             overwrite=True,
             progress=progress,
@@ -54,10 +51,6 @@ def demo(out: str | Path = "demo", *, progress: Progress = SILENT) -> Demonstrat
     return Demonstration(conversions, evaluation, speed, report)
 
 
-def _settings(method: str, sparsity: float) -> dict[str, Any]:
-    return {"method": method, "mlp_sparsity": sparsity, "calibration.sequence_length": CONTEXT}
-
-
 def _evaluate(conversions: tuple[Conversion, ...], progress: Progress) -> Evaluation:
     from expertweaver.evaluation.quality import evaluate
 
@@ -65,7 +58,6 @@ def _evaluate(conversions: tuple[Conversion, ...], progress: Progress) -> Evalua
         [done.path for done in conversions],
         text=[str(shipped_heldout())],
         against=shipped_model(),
-        context=CONTEXT,
         progress=progress,
     )
 

@@ -13,7 +13,7 @@ from expertweaver.calibration.documents import Document
 from expertweaver.errors import CalibrationError, Problem
 
 MIN_SAMPLE_TOKENS = 8
-"""A shorter remainder of a document says little of a neuron's mean; it is left out (and counted)."""
+"""A shorter remainder of a document says little of a neuron's mean; it is left out."""
 
 PADDING = -1
 

@@ -128,8 +128,10 @@ def skipped_params(dense: DenseModel, layout: Layout) -> int:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file beside the record folder."""
-    return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    """SHA-256 of every file beside the record folder, and of the recipe and the partition inside it."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    files += [folder / RECORD_FOLDER / name for name in ("recipe.yaml", "partition.safetensors")]
+    return {str(file.relative_to(folder)): file_sha256(file) for file in sorted(files)}
 
 
 def _quantiles(values: Tensor, count: int) -> list[float]:

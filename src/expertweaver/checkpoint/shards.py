@@ -52,7 +52,15 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
+    partial.chmod(_usual_mode())
     partial.replace(file)
+
+
+def _usual_mode() -> int:
+    """The permissions of a file made the usual way; the library makes its files readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_index(folder: Path, names: ShardNames) -> None:

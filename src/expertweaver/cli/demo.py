@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, quiet_libraries
+from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_table, quiet_libraries
 
 
 def demo_command(
@@ -23,9 +23,7 @@ def demo_command(
         if as_json:
             print_json({"evaluation": done.evaluation.to_json(), "speed": done.speed, "report": str(done.report)})
             return
-        from rich.console import Console
-
         from expertweaver.report.console import render_table
 
-        Console().print(render_table(done.evaluation, done.speed))
+        print_table(render_table(done.evaluation, done.speed))
         typer.echo(f"report  {done.report.resolve()}")

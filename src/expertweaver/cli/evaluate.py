@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, quiet_libraries
+from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_table, quiet_libraries
 
 
 def evaluate_command(
@@ -16,7 +16,9 @@ def evaluate_command(
     against: Annotated[str | None, typer.Option(help="The dense model to compare with.")] = None,
     max_tokens_per_document: Annotated[int | None, typer.Option(help="Cut longer documents.")] = None,
     context: Annotated[int | None, typer.Option(help="Window length in tokens.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; converted models underflow in float16.")
+    ] = "float32",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="lm-eval task, task file or folder.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the models' code run.")] = False,
@@ -46,10 +48,8 @@ def evaluate_command(
         if as_json:
             print_json(result.to_json())
             return
-        from rich.console import Console
-
         from expertweaver.report.console import render_table
 
-        Console().print(render_table(result))
+        print_table(render_table(result))
         if report is not None:
             typer.echo(f"report  {report}")

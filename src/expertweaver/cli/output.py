@@ -14,6 +14,7 @@ from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
 INTERRUPTED = 130
+PIPED_WIDTH = 120
 
 
 class ConsoleProgress(Progress):
@@ -51,6 +52,16 @@ class ConsoleProgress(Progress):
 def print_json(values: Any) -> None:
     """Print JSON, and nothing else, to standard output."""
     typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_table(table: Any) -> None:
+    """Print a rich table; where nobody's terminal sets a width, wide enough for several models."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPED_WIDTH)
+    console.print(table)
 
 
 def print_pairs(rows: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ class TensorReader:
         self.folder = folder
         self.tensors = dict(tensors)
         self.fingerprint = fingerprint
+        self._opened: tuple[Path, Any] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> TensorReader:
@@ -73,12 +74,11 @@ class TensorReader:
             CheckpointError: The file cannot be read any more, or a value is NaN or infinite.
         """
         import torch
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         info = self.tensors[name]
         try:
-            with safe_open(info.file, framework="pt") as shard:
-                tensor: Tensor = shard.get_tensor(name)
+            tensor: Tensor = self._shard(info.file).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(Problem(str(info.file), "a readable shard", str(error), DOWNLOAD_AGAIN)) from error
         if not bool(torch.isfinite(tensor).all()):
@@ -86,6 +86,14 @@ class TensorReader:
             found = f"{bad} of {tensor.numel()} values NaN or infinite"
             raise CheckpointError(Problem(f"{info.file}: {name}", "finite weights", found, DOWNLOAD_AGAIN))
         return tensor
+
+    def _shard(self, file: Path) -> Any:
+        """The open shard; the last one is kept, because neighbours are usually read together."""
+        from safetensors import safe_open
+
+        if self._opened is None or self._opened[0] != file:
+            self._opened = (file, safe_open(file, framework="pt"))
+        return self._opened[1]
 
 
 def _find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

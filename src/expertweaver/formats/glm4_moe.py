@@ -23,7 +23,7 @@ from expertweaver.modeling.values import GLUWeights, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
 
 MAX_ABS_LOGIT = 6e-3
-"""Unit weights are then exact to 3e-3 in float32, and exactly one after rounding to bfloat16."""
+"""Unit weights are then exact to 3e-3 in float32; rounded to bfloat16, those of logits above -3.9e-3 are one."""
 
 PINNED_BIAS = 2.0
 """Selection bias of an expert that is always chosen; scores lie in (0, 1)."""

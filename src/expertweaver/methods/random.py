@@ -23,9 +23,7 @@ class Options(MethodSection):
     """Options of the random split."""
 
     name: str = "random"
-    num_shared_slices: int = Field(
-        default=1, ge=0, description="Random slices that are always on; stock engines want one."
-    )
+    num_shared_slices: int = Field(default=1, ge=0, description="Random slices that are always on.")
     seed: Seed = Field(default=0, description="Of the split.")
 
 

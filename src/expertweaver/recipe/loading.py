@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -99,7 +100,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
                 old.clear()
             _merge(old, value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)
 
 
 def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
