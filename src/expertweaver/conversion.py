@@ -125,13 +125,16 @@ class _Clock:
 
 
 def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
+    """What makes a repeated request the same; weights that were written anew are others, even of the same shapes."""
     import transformers
 
     from expertweaver import __version__
 
+    files = sorted({info.file for info in todo.dense.reader.tensors.values()})
     return {
         "recipe": todo.recipe.to_values(),
         "source": todo.dense.reader.fingerprint,
+        "source_files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "calibration": calibration.fingerprint,
         "versions": {"expertweaver": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
@@ -294,8 +297,13 @@ def _check_evaluation(todo: Plan) -> None:
     if section.text:
         from expertweaver.evaluation.quality import check_text
 
-        limits = {"max_tokens_per_document": section.max_tokens_per_document, "context": section.context}
-        check_text(todo.dense.folder.path, section.text, **limits)
+        check_text(
+            todo.dense.folder.path,
+            section.text,
+            max_tokens_per_document=section.max_tokens_per_document,
+            context=section.context,
+            trust_remote_code=todo.recipe.source.trust_remote_code,
+        )
 
 
 def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 from support.commands import Bench, Complaint, check_complaint, hashes, refusal, run
+from support.models import edit_tensors, read_tensor
 
 from expertweaver.checkpoint import shards
 
@@ -190,13 +191,20 @@ def test_an_unfinished_run_of_another_request_is_kept_and_the_difference_named(
     assert bench.convert().exit_code == 0
 
 
-def test_an_unfinished_run_from_another_source_or_text_is_not_continued(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_run_from_other_text_is_not_continued(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(bench, monkeypatch)
     with bench.text.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"text": "another document of some length"}))
     refuse(bench, Complaint("sparse.partial: calibration", "as begun", "'", "or remove"))
+
+
+def test_an_unfinished_run_is_not_continued_with_other_weights_of_the_same_shapes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(bench, monkeypatch)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    edit_tensors(bench.source, {name: 2 * read_tensor(bench.source, name)})
+    refuse(bench, Complaint("sparse.partial: source_files.model.safetensors", "as begun", "[", "or remove"))
 
 
 def test_a_damaged_journal_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,14 +103,19 @@ def evaluate(
 
 
 def check_text(
-    model: str | Path, text: Sequence[str], *, max_tokens_per_document: int | None, context: int | None
+    model: str | Path,
+    text: Sequence[str],
+    *,
+    max_tokens_per_document: int | None,
+    context: int | None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Read and tokenize text as `evaluate` would, without loading a weight.
 
     Raises:
         RecipeError, CheckpointError, CalibrationError: As `evaluate` would.
     """
-    candidates = open_candidates([model], trust_remote_code=False)
+    candidates = open_candidates([model], trust_remote_code=trust_remote_code)
     _read_text(text, candidates, _window_length(candidates, context), max_tokens_per_document)
 
 

@@ -65,7 +65,7 @@ def test_a_family_file_with_a_misspelt_key_is_refused() -> None:
         TensorRule.model_validate({"shape": ["H"], "shpe": ["F"]})
     values = yaml.safe_load(data_files("dense/families")["llama"].read_text("utf-8"))
     with pytest.raises(ValueError, match="droped"):
-        Family(name="x", **values, droped=[])
+        Family.model_validate({**values, "name": "x", "droped": []})
 
 
 def test_reasons_are_given_for_no_supported_model() -> None:

@@ -108,7 +108,7 @@ def test_no_name_in_an_index_leaves_the_folder(folder: Path, name: str) -> None:
     index = json.loads((folder / INDEX).read_text("utf-8"))
     index["weight_map"][HEAD] = name
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="plain file names|beside it"):
+    with pytest.raises(CheckpointError, match=r"plain file names|beside it"):
         TensorReader.open(folder)
 
 

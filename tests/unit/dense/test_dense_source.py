@@ -62,7 +62,7 @@ def test_weights_that_can_run_code_are_not_downloaded() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["name", "", "/owner/name", "./owner/name", "../name", "~/name", "owner/name/more", "owner/", "@main", "a b/c",
+    ["name", "/owner/name", "./owner/name", "../name", "~/name", "owner/name/more", "owner/", "@main", "a b/c",
      "owner/name@", "owner/.hidden", "https://hub/owner/name"],
 )  # fmt: skip
 def test_a_name_that_is_neither_folder_nor_id_is_refused(
@@ -70,10 +70,6 @@ def test_a_name_that_is_neither_folder_nor_id_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    if name == "":  # the working directory, which is no model
-        with pytest.raises(CheckpointError, match=r"config\.json"):
-            open_dense(name)
-        return
     with pytest.raises(CheckpointError, match="nothing at this path"):
         find_model(name)
     assert downloads == []
