@@ -37,7 +37,7 @@ def repair_down(
     Solves (A'A + ridge * tr(A'A)/F * I) change = A'(target - A down') for each ridge on the fitting tokens, and keeps
     the one of least error on the held-back tokens; no change is among the candidates. Neurons that never ran keep
     their weights (their row of A'A and of the right-hand side is zero). With fewer tokens than neurons the ridge pulls
-    the change towards zero.
+    the change towards zero. A ridge too small to make the matrix positive definite is passed over.
 
     Args:
         active: Neuron activations with those of skipped neurons set to zero, [T, F].
@@ -56,7 +56,9 @@ def repair_down(
     before = best[0]
     scale = gram.diagonal().mean().clamp_min(1e-30)
     for ridge in ridges:
-        factor = torch.linalg.cholesky(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+        if failed:
+            continue
         change = torch.cholesky_solve(cross, factor)
         repaired = (down.double() + change.T).float()
         error = _squared_error(judged, wanted, repaired)

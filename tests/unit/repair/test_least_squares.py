@@ -20,7 +20,7 @@ def problem(tokens: int, *, neurons: int = 12, hidden: int = 5, seed: int = 0):
 
 def test_the_running_neurons_absorb_what_the_skipped_ones_added() -> None:
     active, target, down, held_back = problem(400)
-    found = repair_down(active, target, down, held_back, ridges=(1e-8,))
+    found = repair_down(active, target, down, held_back, ridges=(1e-6,))
     assert found.error_before > 0.1
     assert found.error_after < 1e-6  # six causes, eight running neurons: the rest is a combination of them
     assert torch.allclose(active @ found.down.T, target, atol=1e-2)
@@ -67,3 +67,10 @@ def test_fewer_tokens_than_neurons_stay_finite() -> None:
     found = repair_down(active, target, down, held_back)
     assert torch.isfinite(found.down).all()
     assert found.error_after <= found.error_before
+
+
+def test_a_ridge_that_cannot_be_factored_is_passed_over() -> None:
+    active, target, down, held_back = problem(200)
+    found = repair_down(active, target, down, held_back, ridges=(-1.0, 1e-3))
+    assert found.ridge == 1e-3
+    assert repair_down(active, target, down, held_back, ridges=(-1.0,)).ridge is None
