@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.documents import read_documents
@@ -20,6 +19,7 @@ from expertweaver.calibration.samples import CalibrationSet, build_calibration_s
 from expertweaver.calibration.statistics import StatisticsFolder
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
+from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder, write_text
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes, layer_record
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
@@ -73,16 +73,16 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         clock.lap("profile")
         allocations = load_method(recipe.method.name).allocate(recipe.method, statistics, todo.budget)
         layout = uniform_layout(allocations, todo.budget)
-        stored, records = _write_layers(todo, allocations, layout, statistics, folder, progress)
+        finished = _write_layers(todo, allocations, layout, statistics, folder, progress)
         clock.lap("layers")
         warnings = [*todo.warnings, *_allocation_warnings(allocations)]
         for warning in warnings:
             progress.note(warning)
         manifest = {"name": Path(out).name} | _write_sidecars(
-            todo, calibration, layout, stored, records, warnings, folder.partial
+            todo, calibration, layout, finished, warnings, folder.partial
         )
         with progress.stage("verifying", 1) as step:
-            verification = _verify(todo, calibration, layout, stored, folder.partial)
+            verification = _verify(todo, calibration, layout, finished, folder.partial)
             step()
         clock.lap("verify")
         quality = _evaluate(todo, folder.partial, progress)
@@ -149,6 +149,7 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
             calibration,
             statistics,
             compute_dtype=getattr(torch, todo.recipe.calibration.compute_dtype),
+            num_probes=todo.recipe.method.num_probes,
             num_markers=todo.budget.active_slices * todo.budget.slice_width,
             scratch=scratch,
             on_layer=lambda layer: step(),
@@ -163,26 +164,23 @@ def _write_layers(
     statistics: StatisticsFolder,
     folder: OutputFolder,
     progress: Progress,
-) -> tuple[list[StoredLayer], list[dict[str, Any]]]:
+) -> FinishedLayers:
     """Design, slice and write every layer; a layer whose record exists was finished by an earlier run."""
     dense, dtype = todo.dense, todo.torch_dtype
     names = ShardNames(dense.dims.num_hidden_layers)
-    stored, records = [], []
+    finished = FinishedLayers(folder.scratch, len(allocations))
     with progress.stage("weaving", len(allocations)) as step:
         for layer, allocation in enumerate(allocations):
-            done = _read_finished(folder.scratch, layer)
-            if done is None:
-                done = _weave_layer(todo, layer, allocation, layout, statistics, folder.partial / names.layer(layer))
-                _save_finished(folder.scratch, layer, *done)
-            stored.append(done[0])
-            records.append(done[1])
+            if not finished.has(layer):
+                shard = folder.partial / names.layer(layer)
+                finished.save(layer, *_weave_layer(todo, layer, allocation, layout, statistics, shard))
             step()
     embeddings = "model.embed_tokens.weight"
     write_shard(folder.partial / names.embeddings, {embeddings: dense.read(embeddings).to(dtype)})
     head = {name: dense.read(name).to(dtype) for name in dense.names() if name != embeddings}
     write_shard(folder.partial / names.head, head)
     write_index(folder.partial, names)
-    return stored, records
+    return finished
 
 
 def _weave_layer(
@@ -196,31 +194,7 @@ def _weave_layer(
     tensors = copied_tensors(todo.dense, layer, todo.torch_dtype)
     tensors |= form.layer_tensors(layer, stored, weights, todo.torch_dtype)
     write_shard(shard, tensors)
-    return stored, layer_record(layer, allocation, todo.budget, stored, measured)
-
-
-_STORED_TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias")
-
-
-def _save_finished(scratch: Path, layer: int, stored: StoredLayer, record: dict[str, Any]) -> None:
-    """Remember a finished layer; the record is written last and marks it complete."""
-    save_file({name: getattr(stored, name) for name in _STORED_TENSORS}, scratch / f"stored-{layer:05d}.safetensors")
-    write_text(scratch / f"layer-{layer:05d}.json", json.dumps(record))
-
-
-def _read_finished(scratch: Path, layer: int) -> tuple[StoredLayer, dict[str, Any]] | None:
-    file = scratch / f"layer-{layer:05d}.json"
-    if not file.exists():
-        return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    tensors = load_file(scratch / f"stored-{layer:05d}.safetensors")
-    stored = StoredLayer(
-        **tensors,
-        scale_log2=record["router_scale_log2"],
-        max_abs_logit=record["max_abs_router_logit"],
-        routing_kept=record["routing_kept"],
-    )
-    return stored, record
+    return stored, layer_record(layer, allocation, todo.budget, stored, measured, design.measures)
 
 
 def _allocation_warnings(allocations: Sequence[Allocation]) -> list[str]:
@@ -242,8 +216,7 @@ def _write_sidecars(
     todo: Plan,
     calibration: CalibrationSet,
     layout: Layout,
-    stored: Sequence[StoredLayer],
-    records: Sequence[dict[str, Any]],
+    finished: FinishedLayers,
     warnings: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
@@ -258,7 +231,7 @@ def _write_sidecars(
     record = folder / RECORD_FOLDER
     record.mkdir(exist_ok=True)
     owners = {}
-    for layer, design in enumerate(stored):
+    for layer, design in enumerate(finished):
         owners[f"{layer}.shared_neurons"] = design.shared_neurons
         owners[f"{layer}.expert_neurons"] = design.expert_neurons
     write_shard(record / "partition.safetensors", owners)
@@ -267,7 +240,7 @@ def _write_sidecars(
         for name, info in _written_tensors(folder).items()
         if not name.endswith("e_score_correction_bias")
     )
-    return build_manifest(todo, calibration, layout, records, warnings, num_params)
+    return build_manifest(todo, calibration, layout, finished.records, warnings, num_params)
 
 
 def _written_tensors(folder: Path) -> dict[str, Any]:

@@ -199,10 +199,9 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
-    from expertweaver.calibration.capture import NUM_PROBES
-
     dims = dense.dims
-    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * NUM_PROBES * dims.hidden_size
+    probes = min(recipe.method.num_probes, recipe.calibration.num_samples * recipe.calibration.sequence_length)
+    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * probes * dims.hidden_size
 
 
 def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
@@ -248,6 +247,9 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
             f"transformers' grouped experts kernel needs widths that are multiples of {GROUPED_BLOCK}: config.json "
             "selects its plain loop over experts instead"
         )
+    warnings += recipe.method.warnings(
+        intermediate_size=dense.dims.intermediate_size, num_tokens=recipe.calibration.num_samples * length
+    )
     if budget.max_shared < 1:
         warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")
     return warnings

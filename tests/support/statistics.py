@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator
+from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
 from expertweaver.modeling.reference import activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights
 
@@ -31,6 +31,7 @@ def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int 
         x = torch.randn(len(ids), hidden, generator=generator) + torch.randn(samples, hidden, generator=generator)[ids]
         measured = StatisticsAccumulator(weights, samples, neurons // 2)
         gate_act, neuron_act = neuron_activations(x, weights, activation("silu"))
-        measured.add(x, gate_act, neuron_act, ids, torch.ones(len(ids), dtype=torch.bool))
+        everything = torch.ones(len(ids), dtype=torch.bool)
+        measured.add(TokenBatch(ids, everything, everything), x, gate_act, neuron_act)
         layers.append(FakeLayer(weights, measured.finish("fake"), x))
     return layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from expertweaver.calibration.samples import PADDING, CalibrationSet
-from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder
+from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder, TokenBatch
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import LayerRunner
 from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
@@ -19,8 +19,8 @@ from expertweaver.modeling.values import GLUWeights
 BATCH_TOKENS = 4096
 """Fixed, so that the same recipe computes the same bytes whatever the machine's memory."""
 
-NUM_PROBES = 2048
-"""Tokens kept for routing ranges and activation frequencies."""
+NUM_MARKED = 2048
+"""Tokens that the activation frequency is counted on."""
 
 IN_MEMORY_BYTES = 2 << 30
 """Hidden states above this size live in a file."""
@@ -33,6 +33,7 @@ def profile_layers(
     *,
     compute_dtype: torch.dtype,
     num_markers: int,
+    num_probes: int,
     scratch: Path,
     on_layer: Callable[[int], None] = lambda layer: None,
 ) -> None:
@@ -44,6 +45,7 @@ def profile_layers(
         statistics: Where each layer's result is saved.
         compute_dtype: Arithmetic of the pass; sums are float32 or better.
         num_markers: How many neurons count as the strongest of a token.
+        num_probes: Tokens whose FFN inputs are kept.
         scratch: Folder for hidden states that are too large for memory.
         on_layer: Called after each layer, for progress.
 
@@ -55,13 +57,14 @@ def profile_layers(
         return
     runner = LayerRunner(dense, compute_dtype)
     hidden = embed_all(runner, calibration, scratch)
-    probe_mask = calibration.probe_mask(NUM_PROBES)
+    probe_mask = calibration.probe_mask(num_probes)
+    marked_mask = calibration.probe_mask(NUM_MARKED)
     for layer in range(max(missing) + 1):
-        weights = cast_glu(dense.read_ffn(layer), compute_dtype)
+        weights = dense.read_ffn(layer).to(compute_dtype)
         measured = (
             None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.num_samples, num_markers)
         )
-        _run_layer(runner, layer, weights, hidden, calibration, probe_mask, measured)
+        _run_layer(runner, layer, weights, hidden, calibration, (probe_mask, marked_mask), measured)
         if measured is not None:
             statistics.save(layer, measured.finish(f"{dense.folder.name}, layer {layer}"))
         on_layer(layer)
@@ -97,18 +100,13 @@ def row_batches(calibration: CalibrationSet) -> Iterator[slice]:
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
-def cast_glu(weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
-    """The same GLU in another type."""
-    return GLUWeights(weights.gate.to(dtype), weights.up.to(dtype), weights.down.to(dtype))
-
-
 def _run_layer(
     runner: LayerRunner,
     layer: int,
     weights: GLUWeights,
     hidden: Tensor,
     calibration: CalibrationSet,
-    probe_mask: Tensor,
+    masks: tuple[Tensor, Tensor],
     measured: StatisticsAccumulator | None,
 ) -> None:
     act = activation(runner.dense.dims.hidden_act)
@@ -116,13 +114,13 @@ def _run_layer(
         for rows in row_batches(calibration):
             sample_ids = calibration.sample_ids[rows]
             valid = sample_ids != PADDING
-            probe = probe_mask[rows][valid]
+            tokens = TokenBatch(sample_ids[valid], *(mask[rows][valid] for mask in masks))
 
-            def ffn(x: Tensor, ids: Tensor = sample_ids[valid], valid: Tensor = valid, probe: Tensor = probe) -> Tensor:
+            def ffn(x: Tensor, valid: Tensor = valid, tokens: TokenBatch = tokens) -> Tensor:
                 if measured is None:
                     return dense_ffn(x, weights, act)
                 gate_act, neuron_act = neuron_activations(x, weights, act)
-                measured.add(x[valid], gate_act[valid], neuron_act[valid], ids, probe)
+                measured.add(tokens, x[valid], gate_act[valid], neuron_act[valid])
                 return neuron_act @ weights.down.T
 
             hidden[rows] = runner.run(module, hidden[rows], sample_ids, ffn)

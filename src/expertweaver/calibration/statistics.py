@@ -23,7 +23,8 @@ class LayerStatistics:
         gate_act_signed: The same of gate_act, [N, F] float32.
         tokens_per_sample: [N] int64.
         contribution: Sum over all tokens of (|neuron_act| * ||down column||)^2, [F] float64.
-        marker_count: On how many probe tokens a neuron was among the strongest |gate_act|, [F] int64.
+        marker_count: On how many marked tokens a neuron was among the strongest |gate_act|, [F] int64.
+        num_marked: How many tokens were marked, [1] int64.
         probe_inputs: FFN inputs of the probe tokens, [P, H] float32.
     """
 
@@ -32,6 +33,7 @@ class LayerStatistics:
     tokens_per_sample: Tensor
     contribution: Tensor
     marker_count: Tensor
+    num_marked: Tensor
     probe_inputs: Tensor
 
     @property
@@ -52,8 +54,23 @@ class LayerStatistics:
         return self.gate_act_abs.double().sum(dim=0) / self.num_tokens
 
     def activation_frequency(self) -> Tensor:
-        """Share of probe tokens on which each neuron was among the strongest, [F] float64."""
-        return self.marker_count.double() / len(self.probe_inputs)
+        """Share of marked tokens on which each neuron was among the strongest, [F] float64."""
+        return self.marker_count.double() / self.num_marked
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The valid tokens of a batch.
+
+    Attributes:
+        sample_ids: Sample of each token, [T].
+        probe: Tokens whose inputs are kept, [T] bool.
+        marked: Tokens whose strongest neurons are counted, [T] bool.
+    """
+
+    sample_ids: Tensor
+    probe: Tensor
+    marked: Tensor
 
 
 class StatisticsAccumulator:
@@ -75,26 +92,27 @@ class StatisticsAccumulator:
         self.tokens_per_sample = torch.zeros(num_samples, dtype=torch.int64)
         self.neuron_act_squared = torch.zeros(neurons, dtype=torch.float64)
         self.marker_count = torch.zeros(neurons, dtype=torch.int64)
+        self.num_marked = 0
         self.probes: list[Tensor] = []
 
-    def add(self, x: Tensor, gate_act: Tensor, neuron_act: Tensor, sample_ids: Tensor, probe: Tensor) -> None:
+    def add(self, tokens: TokenBatch, x: Tensor, gate_act: Tensor, neuron_act: Tensor) -> None:
         """Add a batch.
 
         Args:
+            tokens: Where the T tokens belong.
             x: FFN inputs of valid tokens, [T, H].
             gate_act: [T, F].
             neuron_act: [T, F].
-            sample_ids: Sample of each token, [T].
-            probe: Which tokens are probes, [T] bool.
         """
         gate = gate_act.float()
-        self.gate_act_abs.index_add_(0, sample_ids, gate.abs())
-        self.gate_act_signed.index_add_(0, sample_ids, gate)
-        self.tokens_per_sample += torch.bincount(sample_ids, minlength=len(self.tokens_per_sample))
+        self.gate_act_abs.index_add_(0, tokens.sample_ids, gate.abs())
+        self.gate_act_signed.index_add_(0, tokens.sample_ids, gate)
+        self.tokens_per_sample += torch.bincount(tokens.sample_ids, minlength=len(self.tokens_per_sample))
         self.neuron_act_squared += neuron_act.float().square().sum(dim=0, dtype=torch.float64)
-        strongest = gate[probe].abs().topk(self.num_markers, dim=1).indices
+        strongest = gate[tokens.marked].abs().topk(self.num_markers, dim=1).indices
         self.marker_count += torch.bincount(strongest.flatten(), minlength=len(self.marker_count))
-        self.probes.append(x[probe].float())
+        self.num_marked += int(tokens.marked.sum())
+        self.probes.append(x[tokens.probe].float())
 
     def finish(self, where: str) -> LayerStatistics:
         """The statistics.
@@ -114,6 +132,7 @@ class StatisticsAccumulator:
             self.tokens_per_sample,
             contribution,
             self.marker_count,
+            torch.tensor([self.num_marked]),
             torch.cat(self.probes),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ FREQUENCY_QUANTILES = 101
 
 
 def layer_record(
-    layer: int, allocation: Allocation, budget: SliceBudget, stored: StoredLayer, statistics: LayerStatistics
+    layer: int,
+    allocation: Allocation,
+    budget: SliceBudget,
+    stored: StoredLayer,
+    statistics: LayerStatistics,
+    measures: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """One layer's entry: the shared share and why, the spread of the CVs, the router's folding."""
     cv = allocation.cv
@@ -48,6 +53,7 @@ def layer_record(
         "router_scale_log2": stored.scale_log2,
         "max_abs_router_logit": stored.max_abs_logit,
         "routing_kept": stored.routing_kept,
+        "measures": dict(measures),
     }
 
 

@@ -162,7 +162,7 @@ class _Checker:
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
     ) -> tuple[tuple[float, float], Tensor, Tensor]:
         """Check one layer; returns the two errors and the dense and the all-experts hidden states after it."""
-        weights = _rounded(self.dense.read_ffn(index), self.dtype)
+        weights = design.served(self.dense.read_ffn(index)).to(self.dtype).to(torch.float32)
         module: Any = self._stock_layer(index)
         stock_ffn = module.mlp
         seen: list[Tensor] = []
@@ -247,10 +247,6 @@ def _test_tokens(calibration: CalibrationSet) -> Tensor:
     longest = torch.sort(lengths, descending=True, stable=True).indices[:NUM_SEQUENCES]
     length = min(SEQUENCE_TOKENS, int(lengths[longest].min()))
     return torch.stack([calibration.token_ids[calibration.sample_ids == sample][:length] for sample in longest])
-
-
-def _rounded(weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
-    return GLUWeights(*(part.to(dtype).float() for part in (weights.gate, weights.up, weights.down)))
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

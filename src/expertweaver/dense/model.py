@@ -77,7 +77,7 @@ class DenseModel:
         """Read the FFN of one layer: gate and up [F, H], down [H, F]."""
         prefix = layer_prefix(layer) + FFN_PREFIX
         gate, up, down = (self.read(f"{prefix}{part}_proj.weight") for part in ("gate", "up", "down"))
-        return GLUWeights(gate, up, down)
+        return GLUWeights(gate, up, down, self.dims.hidden_act)
 
     def _check_tied(self, name: str, tensor: Tensor) -> None:
         import torch

@@ -6,7 +6,7 @@ The first line of the module's docstring is its description.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -43,6 +43,7 @@ class StoredLayer:
         scale_log2: The power of two that the router was multiplied by; undo it to train the router.
         max_abs_logit: Largest |router logit| on the probe tokens, after scaling.
         routing_kept: Share of probe tokens whose chosen experts are those of the unfolded router.
+        down: The repaired down_proj [H, F] that was written instead of the source's; None for the source's.
     """
 
     shared_neurons: Tensor
@@ -52,6 +53,11 @@ class StoredLayer:
     scale_log2: int
     max_abs_logit: float
     routing_kept: float
+    down: Tensor | None = None
+
+    def served(self, weights: GLUWeights) -> GLUWeights:
+        """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
+        return weights if self.down is None else replace(weights, down=self.down)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
         scale_log2=scale_log2,
         max_abs_logit=float(logits.abs().max()),
         routing_kept=float(same.double().mean()),
+        down=design.down,
     )
 
 
@@ -144,9 +145,10 @@ def fold_router(router: Router, probe_inputs: Tensor) -> tuple[Tensor, Tensor, i
 def layer_tensors(layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:
     """Slice the FFN into shared and routed experts under their names on disk."""
     prefix = layer_prefix(layer) + "mlp."
-    tensors = _glu_tensors(f"{prefix}shared_experts.", weights.slice(stored.shared_neurons), dtype)
+    served = stored.served(weights)
+    tensors = _glu_tensors(f"{prefix}shared_experts.", served.slice(stored.shared_neurons), dtype)
     for expert, neurons in enumerate(stored.expert_neurons):
-        tensors |= _glu_tensors(f"{prefix}experts.{expert}.", weights.slice(neurons), dtype)
+        tensors |= _glu_tensors(f"{prefix}experts.{expert}.", served.slice(neurons), dtype)
     tensors[f"{prefix}gate.weight"] = stored.router_weight.to(dtype)
     tensors[f"{prefix}gate.e_score_correction_bias"] = stored.selection_bias
     return tensors

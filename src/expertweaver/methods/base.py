@@ -7,8 +7,8 @@ line of the module's docstring is its description.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -24,10 +24,19 @@ from expertweaver.registry import load_module
 
 @dataclass(frozen=True)
 class LayerDesign:
-    """What a method decides for one layer."""
+    """What a method decides for one layer.
+
+    Attributes:
+        partition: Who owns which neurons.
+        router: Which experts run.
+        down: A repaired down_proj [H, F] to write instead of the source's; None keeps the source's.
+        measures: Numbers for the record, by name.
+    """
 
     partition: Partition
     router: Router
+    down: Tensor | None = None
+    measures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 class GLUWeights:
     """The three matrices of a gated FFN as Hugging Face stores them: gate and up [F, H], down [H, F].
 
-    Neuron j is row j of gate, row j of up and column j of down.
+    Neuron j is row j of gate, row j of up and column j of down; `hidden_act` names the gate's activation function.
     """
 
     gate: Tensor
     up: Tensor
     down: Tensor
+    hidden_act: str = "silu"
 
     @property
     def num_neurons(self) -> int:
@@ -28,7 +30,11 @@ class GLUWeights:
 
     def slice(self, neurons: Tensor) -> GLUWeights:
         """The GLU made of some neurons only, in the order given."""
-        return GLUWeights(self.gate[neurons], self.up[neurons], self.down[:, neurons])
+        return GLUWeights(self.gate[neurons], self.up[neurons], self.down[:, neurons], self.hidden_act)
+
+    def to(self, dtype: torch.dtype) -> GLUWeights:
+        """The same GLU in another type."""
+        return GLUWeights(self.gate.to(dtype), self.up.to(dtype), self.down.to(dtype), self.hidden_act)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,15 @@ class MethodSection(Section):
 
     name: str
 
+    @property
+    def num_probes(self) -> int:
+        """Calibration tokens whose FFN inputs are kept for `design`; a method that fits on them asks for more."""
+        return 2048
+
+    def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
+        """What the user should know before this method runs on this width and at most this many tokens."""
+        return []
+
 
 class BudgetSection(Section):
     """How much of the FFN runs per token, and in which portions."""

@@ -41,7 +41,12 @@ def dense(source: Path) -> DenseModel:
 
 def profile(dense: DenseModel, folder: Path, **options: Any) -> list[LayerStatistics]:
     statistics = StatisticsFolder(folder, dense.dims.num_hidden_layers)
-    settings = {"compute_dtype": torch.float32, "num_markers": NUM_MARKERS, "scratch": folder} | options
+    settings = {
+        "compute_dtype": torch.float32,
+        "num_markers": NUM_MARKERS,
+        "num_probes": 1000,
+        "scratch": folder,
+    } | options
     profile_layers(dense, calibration_set(), statistics, **settings)
     return list(statistics)
 

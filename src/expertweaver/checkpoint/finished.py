@@ -1,0 +1,61 @@
+"""The finished layers of a run, on disk: what a continued run finds, and what is verified at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from expertweaver.checkpoint.folder import write_text
+from expertweaver.formats.base import StoredLayer
+
+_TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias", "down")
+
+
+class FinishedLayers(Sequence[StoredLayer]):
+    """Stored layers, one file each; reading an item loads that layer only."""
+
+    def __init__(self, folder: Path, num_layers: int) -> None:
+        self.folder = folder
+        self.num_layers = num_layers
+
+    def __len__(self) -> int:
+        return self.num_layers
+
+    def __getitem__(self, layer: int) -> StoredLayer:  # type: ignore[override]
+        if not 0 <= layer < self.num_layers:
+            raise IndexError(layer)
+        record = self._record(layer)
+        return StoredLayer(
+            **load_file(self._tensors_file(layer)),
+            scale_log2=record["router_scale_log2"],
+            max_abs_logit=record["max_abs_router_logit"],
+            routing_kept=record["routing_kept"],
+        )
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The manifest's entries of all layers."""
+        return [self._record(layer) for layer in range(self.num_layers)]
+
+    def has(self, layer: int) -> bool:
+        """Whether a layer is complete."""
+        return self._record_file(layer).exists()
+
+    def save(self, layer: int, stored: StoredLayer, record: dict[str, Any]) -> None:
+        """Remember a layer whose shard is written; the record comes last and marks it complete."""
+        tensors = {name: getattr(stored, name) for name in _TENSORS}
+        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, self._tensors_file(layer))
+        write_text(self._record_file(layer), json.dumps(record))
+
+    def _record(self, layer: int) -> dict[str, Any]:
+        return json.loads(self._record_file(layer).read_text(encoding="utf-8"))
+
+    def _record_file(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:05d}.json"
+
+    def _tensors_file(self, layer: int) -> Path:
+        return self.folder / f"stored-{layer:05d}.safetensors"

@@ -1,0 +1,182 @@
+"""Weave (ours): co-activation experts, fitted router, routing-aware reassignment, least-squares repair.
+
+Built on what each neuron adds to each token's output, not on its gate alone. First version: every layer is profiled
+on the dense model's own inputs; errors of earlier layers are not yet fed forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.methods.base import LayerDesign, remaining_neurons
+from expertweaver.modeling.reference import activation, choose_experts, neuron_activations
+from expertweaver.modeling.values import GLUWeights, Partition, Router
+from expertweaver.partition.allocation import Allocation, strongest_neurons
+from expertweaver.partition.balanced import balanced_kmeans
+from expertweaver.partition.budget import SliceBudget
+from expertweaver.partition.coactivation import coactivation_features, contributions
+from expertweaver.partition.reassign import captured_energy, improve_by_swaps
+from expertweaver.recipe.schema import MethodSection
+from expertweaver.repair.least_squares import repair_down
+from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
+
+FEATURE_DIMS = 256
+TOKENS_PER_NEURON = 8
+"""Calibration tokens a neuron that the repair wants."""
+
+JUDGE_EVERY, JUDGE_RUN = 8, 64
+"""Of every 8 runs of up to 64 tokens one is held back to judge."""
+
+
+class Options(MethodSection):
+    """Options of weave."""
+
+    name: str = "weave"
+    num_tokens: int = Field(default=65536, ge=256, description="Calibration tokens used, at most.")
+    shared_share: float = Field(default=0.0625, ge=0, le=1, description="Share of all slices that is shared.")
+    rounds: int = Field(default=10, ge=0, description="Rounds of reassignment and router refit.")
+    router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
+    cluster_tokens: int = Field(default=16384, ge=256, description="Tokens used for clusters and reassignment.")
+    repair: bool = Field(default=True, description="Repair down_proj by least squares.")
+    seed: int = Field(default=0, ge=0, description="Of projection and clustering.")
+
+    @property
+    def num_probes(self) -> int:
+        """Every token that is used is kept."""
+        return self.num_tokens
+
+    def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
+        """Too few tokens make the repair timid: its ridge then holds it at the source's weights."""
+        used = min(num_tokens, self.num_tokens)
+        if not self.repair or used >= TOKENS_PER_NEURON * intermediate_size:
+            return []
+        return [
+            f"at most {used:,} calibration tokens are {used / intermediate_size:.1f} per FFN neuron; the least-squares "
+            f"repair wants {TOKENS_PER_NEURON} and changes less with fewer: raise calibration.num_samples"
+        ]
+
+
+def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
+    """The same shared share in every layer; at least one slice, because stock engines want one."""
+    wanted = max(1, int(options.shared_share * budget.num_slices + 0.5))
+    num_shared = min(wanted, budget.max_shared)
+    clip = None if num_shared == wanted else f"{wanted} shared slices clipped to {num_shared}"
+    return [Allocation(num_shared, clip=clip)] * len(statistics)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """An assignment of routed neurons with the router fitted to it."""
+
+    labels: Tensor
+    router: Router
+    energy: float
+
+
+def design(
+    options: Options,
+    layer: int,
+    statistics: LayerStatistics,
+    weights: GLUWeights,
+    allocation: Allocation,
+    budget: SliceBudget,
+) -> LayerDesign:
+    """Cluster, route, reassign, repair."""
+    x = statistics.probe_inputs
+    exact = weights.to(torch.float32)
+    sample = x[:: max(1, len(x) // options.cluster_tokens)]
+    act = activation(weights.hidden_act)
+    neuron_act = neuron_activations(sample, exact, act)[1]
+    contribution = contributions(neuron_act, exact.down)
+    shared = strongest_neurons(contribution.square().mean(dim=0), allocation.num_shared * budget.slice_width)
+    rest = remaining_neurons(shared, weights.num_neurons)
+    weaver = _Weaver(
+        options, layer, sample, neuron_act[:, rest], exact.slice(rest), contribution[:, rest], allocation, budget
+    )
+    best = weaver.run()
+    experts = [rest[best.labels == expert] for expert in range(weaver.num_experts)]
+    partition = Partition(shared, experts)
+    if not options.repair:
+        return LayerDesign(partition, best.router)
+    full_act = neuron_activations(x, exact, act)[1]
+    running = _running_neurons(x, best.router, partition, weights.num_neurons)
+    repaired = repair_down(full_act * running, full_act @ exact.down.T, exact.down, _held_back(len(x)))
+    measures = {"repair_ridge": repaired.ridge, "error_before": repaired.error_before, "error": repaired.error_after}
+    return LayerDesign(partition, best.router, repaired.down, measures)
+
+
+class _Weaver:
+    """Alternates router fits and reassignments of one layer's routed neurons; keeps the best on held-back tokens."""
+
+    def __init__(
+        self,
+        options: Options,
+        layer: int,
+        x: Tensor,
+        neuron_act: Tensor,
+        routed: GLUWeights,
+        contribution: Tensor,
+        allocation: Allocation,
+        budget: SliceBudget,
+    ) -> None:
+        self.options, self.layer, self.budget = options, layer, budget
+        self.x, self.neuron_act, self.down, self.contribution = x, neuron_act, routed.down, contribution
+        self.num_experts = budget.num_slices - allocation.num_shared
+        self.num_chosen = budget.active_slices - allocation.num_shared
+        self.judge = _held_back(len(x))
+        self.regressor = RidgeRegressor(x[~self.judge], ridge=options.router_ridge)
+
+    def run(self) -> _Trial:
+        best = trial = self._fit(self._clusters())
+        for _ in range(self.options.rounds):
+            running = self._running(trial.router, ~self.judge)
+            gain = captured_energy(self.contribution[~self.judge], running)
+            labels = improve_by_swaps(gain, trial.labels)
+            if torch.equal(labels, trial.labels):
+                break
+            trial = self._fit(labels)
+            best = max(best, trial, key=lambda t: t.energy)
+        return best
+
+    def _clusters(self) -> Tensor:
+        strongest = round(self.budget.active_slices / self.budget.num_slices * self.contribution.shape[1])
+        seed = self.options.seed + self.layer
+        features = coactivation_features(self.contribution[~self.judge], strongest, dims=FEATURE_DIMS, seed=seed)
+        labels = torch.empty(self.contribution.shape[1], dtype=torch.int64)
+        for expert, neurons in enumerate(balanced_kmeans(features, self.num_experts, seed=seed)):
+            labels[neurons] = expert
+        return labels
+
+    def _fit(self, labels: Tensor) -> _Trial:
+        experts = [(labels == expert).nonzero().squeeze(-1) for expert in range(self.num_experts)]
+        norms = expert_output_norms(self.neuron_act[~self.judge], self.down, experts)
+        router = self.regressor.fit(norms, self.num_chosen)
+        gain = captured_energy(self.contribution[self.judge], self._running(router, self.judge))
+        return _Trial(labels, router, float(gain.gather(1, labels[:, None]).sum()))
+
+    def _running(self, router: Router, tokens: Tensor) -> Tensor:
+        chosen = choose_experts(self.x[tokens], router)
+        return torch.zeros(len(chosen), self.num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def _running_neurons(x: Tensor, router: Router, partition: Partition, num_neurons: int) -> Tensor:
+    """One where a neuron runs on a token, [T, F] float32."""
+    chosen = choose_experts(x, router)
+    experts = torch.zeros(len(x), partition.num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+    owner = torch.full((num_neurons,), partition.num_experts)
+    for expert, neurons in enumerate(partition.expert_neurons):
+        owner[neurons] = expert
+    with_shared = torch.cat([experts, torch.ones(len(x), 1, dtype=torch.bool)], dim=1)
+    return with_shared[:, owner].float()
+
+
+def _held_back(num_tokens: int) -> Tensor:
+    """Which tokens judge: one run of every few, so that neighbours stay together, [T] bool."""
+    run = min(JUDGE_RUN, max(1, num_tokens // (4 * JUDGE_EVERY)))
+    return (torch.arange(num_tokens) // run) % JUDGE_EVERY == JUDGE_EVERY - 1

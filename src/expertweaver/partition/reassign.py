@@ -1,0 +1,63 @@
+"""Routing-aware reassignment: give each neuron to the expert that runs when the neuron matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def captured_energy(contribution: Tensor, running: Tensor) -> Tensor:
+    """Squared contribution each neuron would make under each expert's tokens.
+
+    Args:
+        contribution: [T, F].
+        running: Which experts run on which tokens, [T, E] bool.
+
+    Returns:
+        gain[j, e] = sum over tokens of contribution^2 where e runs, [F, E] float64.
+    """
+    gain = torch.zeros(contribution.shape[1], running.shape[1], dtype=torch.float64)
+    for part, mask in zip(contribution.split(4096), running.split(4096), strict=True):
+        gain += (part.square().T @ mask.to(part.dtype)).double()
+    return gain
+
+
+def improve_by_swaps(gain: Tensor, labels: Tensor, *, max_sweeps: int = 10) -> Tensor:
+    """Swap neurons between experts as long as the captured energy grows; sizes stay as they are.
+
+    For each pair of experts the best set of swaps is taken at once: neurons sorted by what a move would gain, paired
+    from the top while the pair's sum is positive. Monotone in the captured energy sum_j gain[j, label_j].
+
+    Args:
+        gain: [n, E].
+        labels: Expert of each neuron, [n] int64.
+        max_sweeps: Passes over all pairs at most; fewer when nothing changes.
+
+    Returns:
+        New labels, [n] int64.
+
+    Source: METHODS, weave step 4.
+    """
+    values, result = gain.numpy(), labels.numpy().copy()
+    num_experts = values.shape[1]
+    for _ in range(max_sweeps):
+        changed = False
+        for a in range(num_experts):
+            for b in range(a + 1, num_experts):
+                changed |= _swap_pair(values, result, a, b)
+        if not changed:
+            break
+    return torch.from_numpy(result)
+
+
+def _swap_pair(gain: np.ndarray, labels: np.ndarray, a: int, b: int) -> bool:
+    in_a, in_b = np.flatnonzero(labels == a), np.flatnonzero(labels == b)
+    from_a, from_b = gain[in_a, b] - gain[in_a, a], gain[in_b, a] - gain[in_b, b]
+    order_a, order_b = np.argsort(-from_a, kind="stable"), np.argsort(-from_b, kind="stable")
+    pairs = min(len(in_a), len(in_b))
+    sums = from_a[order_a[:pairs]] + from_b[order_b[:pairs]]
+    count = int((sums > 1e-12 * max(float(gain.max()), 1e-300)).sum())
+    labels[in_a[order_a[:count]]] = b
+    labels[in_b[order_b[:count]]] = a
+    return count > 0

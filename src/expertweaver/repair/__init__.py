@@ -1,0 +1,1 @@
+"""Making the neurons that run absorb what the others would have added; pure tensors."""

@@ -1,0 +1,51 @@
+"""A fitted router: ridge regression of every expert's output norm on the FFN's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expertweaver.modeling.values import Router
+
+
+def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each expert's output, [T, E], from neuron activations [T, F] and down_proj [H, F]."""
+    norms = []
+    for neurons in expert_neurons:
+        columns = down[:, neurons]
+        act = neuron_act[:, neurons]
+        norms.append(((act @ (columns.T @ columns)) * act).sum(dim=1).clamp_min(0).sqrt())
+    return torch.stack(norms, dim=1)
+
+
+class RidgeRegressor:
+    """The inputs' part of a ridge regression, factored once and used for many targets."""
+
+    def __init__(self, ffn_input: Tensor, *, ridge: float) -> None:
+        """Factor the inputs.
+
+        Args:
+            ffn_input: Inputs [T, H].
+            ridge: Relative to the mean diagonal of the Gram matrix.
+        """
+        self.mean = ffn_input.double().mean(dim=0)
+        self.centred = ffn_input - self.mean.float()
+        gram = (self.centred.T @ self.centred).double()
+        scale = gram.diagonal().mean().clamp_min(1e-30)
+        self.factor = torch.linalg.cholesky(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+
+    def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
+        """Regress targets [T, E] on the inputs; the mean over experts is taken out, which keeps the order.
+
+        The weights are rounded to bfloat16, as they are stored, so that what follows is measured on what is served.
+
+        Source: METHODS, weave step 3; D2DMoE (2310.04361) regresses the same norms with an MLP.
+        """
+        centre = target.double().mean(dim=0)
+        cross = (self.centred.T @ (target - centre.float())).double()
+        weight = torch.cholesky_solve(cross, self.factor).T
+        weight = (weight - weight.mean(dim=0)).float().bfloat16().float()
+        bias = centre - weight.double() @ self.mean
+        return Router(weight, (bias - bias.mean()).float(), num_experts_per_tok)

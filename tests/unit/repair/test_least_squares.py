@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from expertweaver.repair.least_squares import repair_down
+
+
+def problem(tokens: int, *, neurons: int = 12, hidden: int = 5, seed: int = 0):
+    """Correlated neurons of which the last four are skipped."""
+    generator = torch.Generator().manual_seed(seed)
+    causes = torch.randn(tokens, 6, generator=generator)
+    act = causes @ torch.randn(6, neurons, generator=generator)
+    down = torch.randn(hidden, neurons, generator=generator)
+    active = act.clone()
+    active[:, 8:] = 0
+    held_back = torch.arange(tokens) % 4 == 3
+    return active, act @ down.T, down, held_back
+
+
+def test_the_running_neurons_absorb_what_the_skipped_ones_added() -> None:
+    active, target, down, held_back = problem(400)
+    found = repair_down(active, target, down, held_back, ridges=(1e-6,))
+    assert found.error_before > 0.1
+    assert found.error_after < 1e-6  # six causes, eight running neurons: the rest is a combination of them
+    assert torch.allclose(active @ found.down.T, target, atol=1e-2)
+
+
+def test_it_is_the_ridge_solution() -> None:
+    active, target, down, held_back = problem(300, seed=1)
+    found = repair_down(active, target, down, held_back, ridges=(0.05,))
+    a = active[~held_back].double()
+    residual = target[~held_back].double() - a @ down.double().T
+    gram = a.T @ a
+    expected = torch.linalg.solve(gram + 0.05 * gram.diagonal().mean() * torch.eye(12), a.T @ residual)
+    assert torch.allclose(found.down - down, expected.T.float(), atol=1e-4)
+
+
+def test_neurons_that_never_run_keep_their_weights() -> None:
+    active, target, down, held_back = problem(200)
+    found = repair_down(active, target, down, held_back)
+    assert found.ridge is not None
+    assert torch.equal(found.down[:, 8:], down[:, 8:])
+    assert not torch.equal(found.down[:, :8], down[:, :8])
+
+
+def test_nothing_changes_where_no_ridge_helps_on_held_back_tokens() -> None:
+    active, target, down, held_back = problem(200)
+    target = torch.where(held_back[:, None], active @ down.T, target)  # judged tokens are perfect already
+    found = repair_down(active, target, down, held_back)
+    assert found.ridge is None
+    assert found.down is down
+    assert found.error_after == found.error_before == pytest.approx(0, abs=1e-12)
+
+
+def test_the_ridge_is_chosen_by_the_held_back_tokens() -> None:
+    generator = torch.Generator().manual_seed(3)
+    active, target, down, held_back = problem(48, seed=3)
+    noisy = target + 5 * torch.randn(target.shape, generator=generator)
+    found = repair_down(active, noisy, down, held_back, ridges=(1e-8, 1.0))
+    errors = {r: repair_down(active, noisy, down, held_back, ridges=(r,)).error_after for r in (1e-8, 1.0)}
+    assert found.error_after == min(found.error_before, *errors.values())
+
+
+def test_fewer_tokens_than_neurons_stay_finite() -> None:
+    active, target, down, held_back = problem(8)
+    found = repair_down(active, target, down, held_back)
+    assert torch.isfinite(found.down).all()
+    assert found.error_after <= found.error_before
+
+
+def test_a_ridge_that_cannot_be_factored_is_passed_over() -> None:
+    active, target, down, held_back = problem(200)
+    found = repair_down(active, target, down, held_back, ridges=(-1.0, 1e-3))
+    assert found.ridge == 1e-3
+    assert repair_down(active, target, down, held_back, ridges=(-1.0,)).ridge is None
