@@ -75,7 +75,8 @@ def _make_model(args: argparse.Namespace) -> None:
         max_position_embeddings=args.sequence_length,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(args.folder / "dense")
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(args.folder / "dense")
     vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

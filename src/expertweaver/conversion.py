@@ -25,9 +25,10 @@ from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
 from expertweaver.checkpoint.verify import Verification, copied_tensors, verify
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
+from expertweaver.machine import available_memory
 from expertweaver.methods.base import load_method
 from expertweaver.partition.allocation import Allocation
-from expertweaver.planning import Plan, available_memory, plan
+from expertweaver.planning import Plan, plan
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import Recipe
 

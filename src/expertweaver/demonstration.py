@@ -13,8 +13,8 @@ from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.loading import make_recipe
 
 SPARSITIES = (0.25, 0.5)
-METHODS = ("expertweaver", "static", "random")
-"""The paper's method and the two baselines that every table carries."""
+METHODS = ("weave", "expertweaver", "static", "random")
+"""Our method, the paper's, and the two baselines that every table carries."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _evaluate(conversions: tuple[Conversion, ...], progress: Progress) -> Evalua
 
 
 def _speed(conversions: list[Conversion], progress: Progress) -> dict[str, dict[str, Any]]:
-    """Time the dense model and the paper's method in turns; the baselines have the same shapes."""
+    """Time the dense model and our method in turns; the other methods have the same shapes but for the shared share."""
     import torch
     from transformers import AutoModelForCausalLM
 

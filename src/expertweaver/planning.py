@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -259,8 +258,3 @@ def _better_slices(intermediate_size: int) -> str:
     widths = [w for w in range(ENGINE_BLOCK, intermediate_size // 2 + 1, ENGINE_BLOCK) if intermediate_size % w == 0]
     counts = [intermediate_size // w for w in widths if 8 <= intermediate_size // w <= 256]
     return f" (num_slices {', '.join(map(str, sorted(counts)))} would do)" if counts else ""
-
-
-def available_memory() -> int:
-    """Memory the system could give now, in bytes."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -236,7 +236,7 @@ DISK_ERRORS = (
 
 
 @pytest.mark.parametrize("error", DISK_ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("writer", ["write_shard", "save_file", "write_text"])
+@pytest.mark.parametrize("writer", ["conversion.write_shard", "checkpoint.finished.save_file", "conversion.write_text"])
 def test_a_disk_that_fails_while_writing_leaves_nothing(
     error: Exception, writer: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +244,7 @@ def test_a_disk_that_fails_while_writing_leaves_nothing(
         assert bench.partial.exists()
         raise error
 
-    monkeypatch.setattr(f"expertweaver.conversion.{writer}", fail)
+    monkeypatch.setattr(f"expertweaver.{writer}", fail)
     bench.earlier.rename(bench.out)
     before = hashes(bench.out)
     reason = "Read-only file system" if "Read-only" in str(error) else "No space left on device"

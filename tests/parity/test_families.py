@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from support.families import VARIANTS, save_text, save_variant
+from torch.nn import Module
 from transformers import AutoModelForCausalLM, Glm4MoeForCausalLM
 
 from expertweaver import convert, make_recipe
@@ -64,7 +65,7 @@ def test_all_experts_on_equals_dense(converted: tuple[Path, Conversion]) -> None
     expected = dense(tokens()).logits
     before = sparse(tokens()).logits
     for layer in sparse.model.layers:
-        set_all_experts_on(layer.mlp)
+        set_all_experts_on(cast("Module", layer.mlp))
     found = sparse(tokens()).logits
     assert expected.abs().max() > 1
     assert (found - expected).abs().max() < MAX_DIFFERENCE

@@ -52,7 +52,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "phi3": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=None)),
     "phi3-partial-rope": (
         "phi3",
-        lambda: transformers.Phi3Config(**SIZES, sliding_window=None, partial_rotary_factor=0.5),
+        lambda: transformers.Phi3Config(**{**SIZES, "sliding_window": None, "partial_rotary_factor": 0.5}),
     ),
 }
 """Name of a variant, the family it belongs to, and its configuration."""

@@ -170,8 +170,8 @@ def speed() -> dict[str, dict[str, Any]]:
     setup = {"device": "4 CPU cores", "dtype": "bfloat16", "batch_size": 1, "prompt_tokens": 512, "runs": 5}
     rows = {
         "Qwen3-0.6B": (21.4, 402.0, 1.0, 1.0, 1.0),
-        "expertweaver-25": (23.9, 371.0, 1.117, 0.923, 1.126),
-        "expertweaver-50": (27.6, 418.0, 1.290, 1.040, 1.285),
+        "expertweaver-25": (23.9, 371.0, 0.895, 1.084, 0.888),
+        "expertweaver-50": (27.6, 418.0, 0.775, 0.962, 0.778),
     }
     keys = ("decode_tokens_per_second", "prefill_tokens_per_second", "decode_ratio", "prefill_ratio", "ideal_ratio")
     return {name: {**dict(zip(keys, values, strict=True)), "setup": setup} for name, values in rows.items()}

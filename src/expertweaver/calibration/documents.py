@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def _read_file(path: Path, render: RenderMessages | None) -> Iterator[Document]:
             if line.strip():
                 yield _document(_parse_row(line, f"{path}:{number}"), f"{path}:{number}", path.stem, render)
     elif path.suffix == ".parquet":
-        for number, row in enumerate(_read_parquet(path)):
+        for number, row in _rows_with_text(_read_parquet(path)):
             yield _document(row, f"{path}, row {number}", path.stem, render)
     else:
         raise CalibrationError(Problem(str(path), READABLE, f"a '{path.suffix}' file", "Convert it first."))
@@ -133,6 +133,14 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise CalibrationError(Problem(str(path), "a parquet file", str(error), "Write the file again.")) from error
 
 
+def _rows_with_text(rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Rows with their numbers, without those whose text is blank: tables use them between articles."""
+    for number, row in enumerate(rows):
+        text = row.get("text")
+        if not isinstance(text, str) or text.strip():
+            yield number, row
+
+
 def _read_hub(name: str, render: RenderMessages | None) -> Iterator[Document]:
     _require_data_extra(name)
     import datasets
@@ -144,7 +152,7 @@ def _read_hub(name: str, render: RenderMessages | None) -> Iterator[Document]:
         fix = "Check the id and the network, or give a local file."
         found = f"{type(error).__name__}: {error}"
         raise CalibrationError(Problem(name, "a hub data set with a train split", found, fix)) from error
-    for number, row in enumerate(rows):
+    for number, row in _rows_with_text(rows):
         yield _document(dict(row), f"{name}, row {number}", identifier, render)
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_pairs, quiet_libraries
+from expertweaver.cli.output import (
+    CONTINUABLE,
+    ConsoleProgress,
+    errors_explained,
+    print_json,
+    print_pairs,
+    quiet_libraries,
+)
 
 Source = Annotated[str, typer.Argument(help="The dense model: a folder, or a hub id with an optional @revision.")]
 Method = Annotated[str | None, typer.Option(help="How to divide the FFN; see `expertweaver ls methods`.")]
@@ -45,7 +52,7 @@ def convert_command(
     as_json: Json = False,
 ) -> None:
     """Convert a dense model into a sparse Mixture-of-Experts checkpoint."""
-    with errors_explained(as_json):
+    with errors_explained(as_json, when_stopped=CONTINUABLE):
         request = _request(
             source, recipe, preset, settings, method=method, mlp_sparsity=mlp_sparsity, num_slices=num_slices,
             calibration=calibration or None, format=output_format, dtype=dtype,

@@ -14,6 +14,7 @@ from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
 INTERRUPTED = 130
+CONTINUABLE = "stopped; repeat the same command to continue where it was"
 PIPED_WIDTH = 120
 
 
@@ -72,7 +73,7 @@ def print_pairs(rows: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def errors_explained(as_json: bool) -> Iterator[None]:
+def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
     """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
     try:
         yield
@@ -83,7 +84,7 @@ def errors_explained(as_json: bool) -> Iterator[None]:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("stopped; repeat the same command to continue where it was", err=True)
+        typer.echo(when_stopped, err=True)
         sys.exit(INTERRUPTED)
 
 

@@ -19,6 +19,7 @@ from expertweaver.evaluation.results import ALL, Evaluation, ModelQuality
 from expertweaver.evaluation.scoring import ModelScores, score_documents
 from expertweaver.evaluation.summary import summarize
 from expertweaver.evaluation.tokens import TokenizedDocument, tokenize_documents
+from expertweaver.machine import available_memory
 from expertweaver.progress import SILENT, Progress
 from expertweaver.registry import require_known
 
@@ -64,7 +65,8 @@ def evaluate(
     Every model is loaded by stock transformers. The text is tokenized once, with the special tokens that the first
     model's tokenizer adds by itself. A document longer than `context` is cut into consecutive windows; the first
     token of a window is not predicted and no window sees the one before. Losses are means over predicted tokens, so
-    long documents weigh more. At most two models, and one window of logits of each, are in memory.
+    long documents weigh more. Models are measured side by side where all fit into half of the free memory, else the
+    dense model and one other at a time; one window of logits of each model is held.
 
     Args:
         models: Folders or hub ids (`owner/name@revision`); a model given twice is measured once.
@@ -153,33 +155,32 @@ def _read_text(
 
 
 def _measure_apart(candidates: Sequence[Candidate], job: _Job) -> list[_Measured]:
-    return [_measure_alone(candidate, job.load(candidate), job, is_dense=False) for candidate in candidates]
+    return [_measure_alone(candidate, job) for candidate in candidates]
 
 
-def _measure_against(candidates: Sequence[Candidate], job: _Job) -> list[_Measured]:
-    """Measure the first and each other beside it; the dense model runs again rather than its logits being kept."""
-    dense, *others = candidates
-    dense_model = job.load(dense)
-    if not others:
-        return [_measure_alone(dense, dense_model, job, is_dense=True)]
-    pairs = [_measure_pair(dense, dense_model, candidate, job) for candidate in others]
-    dense_scores = pairs[0][0]
-    return [_finish(dense, dense_model, dense_scores, job), *(measured for _, measured in pairs)]
-
-
-def _measure_alone(candidate: Candidate, model: PreTrainedModel, job: _Job, *, is_dense: bool) -> _Measured:
-    loaded = {candidate.name: model}
-    [scores] = score_documents(loaded, job.documents, first_is_dense=is_dense, progress=job.progress)
+def _measure_alone(candidate: Candidate, job: _Job) -> _Measured:
+    model = job.load(candidate)
+    [scores] = score_documents({candidate.name: model}, job.documents, first_is_dense=False, progress=job.progress)
     return _finish(candidate, model, scores, job)
 
 
-def _measure_pair(
-    dense: Candidate, dense_model: PreTrainedModel, candidate: Candidate, job: _Job
-) -> tuple[ModelScores, _Measured]:
-    model = job.load(candidate)
-    loaded = {dense.name: dense_model, candidate.name: model}
-    dense_scores, scores = score_documents(loaded, job.documents, first_is_dense=True, progress=job.progress)
-    return dense_scores, _finish(candidate, model, scores, job)
+def _measure_against(candidates: Sequence[Candidate], job: _Job) -> list[_Measured]:
+    """Measure the first and the others beside it: all in one pass where they fit into memory, else one by one.
+
+    One by one the dense model runs again for each, rather than its logits being kept.
+    """
+    dense, *others = candidates
+    dense_model = job.load(dense)
+    together = 4 * sum(count_params(c.config).num_params for c in candidates) < available_memory() // 2
+    groups = [others] if together or not others else [[candidate] for candidate in others]
+    dense_scores, measured = None, []
+    for group in groups:
+        models = {dense.name: dense_model} | {candidate.name: job.load(candidate) for candidate in group}
+        dense_scores, *scores = score_documents(models, job.documents, first_is_dense=True, progress=job.progress)
+        measured += [_finish(c, models[c.name], score, job) for c, score in zip(group, scores, strict=True)]
+        del models
+    assert dense_scores is not None
+    return [_finish(dense, dense_model, dense_scores, job), *measured]
 
 
 def _finish(candidate: Candidate, model: PreTrainedModel, scores: ModelScores, job: _Job) -> _Measured:

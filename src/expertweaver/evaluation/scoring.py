@@ -97,7 +97,7 @@ def score_documents(
     """
     scores: list[list[Score]] = [[] for _ in models]
     with ExitStack() as stack:
-        step = stack.enter_context(progress.stage(f"scoring {list(models)[-1]}", len(documents)))
+        step = stack.enter_context(progress.stage(_title(list(models)), len(documents)))
         tallies = [stack.enter_context(tally_routing(model)) for model in models.values()]
         for document in documents:
             _set_domain(tallies, document.domain)
@@ -106,6 +106,11 @@ def score_documents(
                 column.append(reduce(add, parts))
             step()
     return [ModelScores(column, t and t.usage()) for column, t in zip(scores, tallies, strict=True)]
+
+
+def _title(names: list[str]) -> str:
+    others = names[1:] or names
+    return f"scoring {others[0] if len(others) == 1 else f'{len(others)} models'}"
 
 
 def _set_domain(tallies: Sequence[RoutingTally | None], domain: str) -> None:

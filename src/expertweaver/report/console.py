@@ -23,7 +23,9 @@ def render_table(evaluation: Evaluation, speed: Mapping[str, Mapping[str, Any]] 
         evaluation: Its models become columns, in their order.
         speed: As in `Report.speed`, by model name; models without an entry show a dash.
     """
-    caption = "Domains: nats per token (perplexity)." + (" Speed: tokens/s (beside dense)." if speed else "")
+    caption = "Domains: nats per token (perplexity)." + (
+        " Time / dense: measured (ideal); below 1 is faster." if speed else ""
+    )
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
     table.add_column("", no_wrap=False, overflow="fold", max_width=MODEL_WIDTH)
     for model in evaluation.models:
@@ -44,7 +46,9 @@ def render_table(evaluation: Evaluation, speed: Mapping[str, Mapping[str, Any]] 
     if speed:
         table.add_section()
         for kind in ("decode", "prefill"):
-            table.add_row(f"{kind} tokens/s", *(_speed(speed.get(model.name, {}), kind) for model in models))
+            rates = (speed.get(model.name, {}).get(f"{kind}_tokens_per_second") for model in models)
+            table.add_row(f"{kind} tokens/s", *map(words.rate, rates))
+            table.add_row(f"{kind} time / dense", *(_ratio(speed.get(model.name, {}), kind) for model in models))
     return table
 
 
@@ -53,8 +57,6 @@ def _quality(model: ModelQuality, domain: str, style: str = "") -> Text:
     return Text(f"{words.decimal(entry.nats_per_token)} ({words.perplexity(entry.perplexity)})", style=style)
 
 
-def _speed(entry: Mapping[str, Any], kind: str) -> str:
-    measured, ratio = entry.get(f"{kind}_tokens_per_second"), entry.get(f"{kind}_ratio")
-    if measured is None:
-        return words.NOTHING
-    return words.rate(measured) if ratio is None else f"{words.rate(measured)} ({words.times(ratio)})"
+def _ratio(entry: Mapping[str, Any], kind: str) -> str:
+    measured, ideal = entry.get(f"{kind}_ratio"), entry.get("ideal_ratio")
+    return words.times(measured) + (f" ({words.times(ideal)})" if measured is not None and ideal is not None else "")

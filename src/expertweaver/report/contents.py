@@ -13,7 +13,7 @@ class Report:
     """Everything one report shows; a part that is missing is left out of the page.
 
     `conversions` are the manifests of the converted checkpoints, as read from JSON. `speed` maps a model's name
-    to `decode_tokens_per_second`, `prefill_tokens_per_second`, their ratios to the dense model
+    to `decode_tokens_per_second`, `prefill_tokens_per_second`, times over the dense model's
     (`decode_ratio`, `prefill_ratio`), the `ideal_ratio` that the skipped arithmetic allows, and the `setup` it was
     measured in.
     """

@@ -50,8 +50,9 @@ def quality(evaluation: Evaluation) -> Html:
 def speed(measured: Mapping[str, Mapping[str, Any]]) -> Html:
     """The table of speeds with the setup they were measured in."""
     explained = (
-        "Ratios are tokens per second over those of the dense model. The ideal ratio is what the skipped arithmetic "
-        "would allow if nothing else took time; the bar is the measured decode ratio, the stroke the ideal."
+        "Ratios are times over those of the dense model in the same run: below 1 is faster, above 1 slower. The ideal "
+        "is what the times would be if they followed the arithmetic; the bar is the measured decode ratio, the stroke "
+        "the ideal."
     )
     setups = _grouped(measured, lambda name: measured[name].get("setup") or {})
     listed = [

@@ -183,15 +183,15 @@ def _power_of_two(exponent: float | None) -> Html:
 
 
 def speed_table(speed: Mapping[str, Mapping[str, Any]]) -> Html:
-    """Tokens per second beside the dense model, and the ratio that the skipped arithmetic allows."""
+    """Tokens per second, time over the dense model's, and the ratio that the skipped arithmetic allows."""
     head = [
         "model",
         "decode tokens/s",
-        "beside dense",
+        "decode time / dense",
         "prefill tokens/s",
-        "beside dense",
-        "ideal",
-        "decode beside ideal",
+        "prefill time / dense",
+        "ideal time / dense",
+        "decode and ideal",
     ]
     top = max((value for entry in speed.values() for value in _ratios(entry)), default=1.0)
     rows = [

@@ -46,7 +46,7 @@ def test_layers_show_their_plan_and_leave_out_what_is_unknown() -> None:
 
 def test_speed_shows_ideal_beside_measured_and_survives_gaps() -> None:
     found = rows(tables.speed_table({**speed(), "partial": {"decode_tokens_per_second": 3.25}}))
-    assert found[2][:6] == ["expertweaver-25", "23.9", "1.12×", "371", "0.92×", "1.13×"]
+    assert found[2][:6] == ["expertweaver-25", "23.9", "0.90×", "371", "1.08×", "0.89×"]
     assert found[4] == ["partial", "3.25", "–", "–", "–", "–", "–"]
 
 
