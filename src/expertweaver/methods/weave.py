@@ -22,13 +22,16 @@ from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.coactivation import coactivation_features, contributions
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
-from expertweaver.recipe.schema import MethodSection
+from expertweaver.recipe.schema import MethodSection, Seed
 from expertweaver.repair.least_squares import repair_down
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 TOKENS_PER_NEURON = 8
 """Calibration tokens a neuron that the repair wants."""
+
+REPAIR_TOKENS = 4096
+"""Tokens whose activations are in memory at a time while the repair is fitted."""
 
 JUDGE_EVERY, JUDGE_RUN = 8, 64
 """Of every 8 runs of up to 64 tokens one is held back to judge."""
@@ -44,7 +47,7 @@ class Options(MethodSection):
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
     cluster_tokens: int = Field(default=16384, ge=256, description="Tokens used for clusters and reassignment.")
     repair: bool = Field(default=True, description="Repair down_proj by least squares.")
-    seed: int = Field(default=0, ge=0, description="Of projection and clustering.")
+    seed: Seed = Field(default=0, description="Of projection and clustering.")
 
     @property
     def num_probes(self) -> int:
@@ -104,9 +107,14 @@ def design(
     partition = Partition(shared, experts)
     if not options.repair:
         return LayerDesign(partition, best.router)
-    full_act = neuron_activations(x, exact, act)[1]
-    running = _running_neurons(x, best.router, partition, weights.num_neurons)
-    repaired = repair_down(full_act * running, full_act @ exact.down.T, exact.down, _held_back(len(x)))
+    judge = _held_back(len(x))
+
+    def activations(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        full_act = neuron_activations(tokens, exact, act)[1]
+        running = _running_neurons(tokens, best.router, partition, weights.num_neurons)
+        return full_act * running, full_act @ exact.down.T
+
+    repaired = repair_down(map(activations, x[~judge].split(REPAIR_TOKENS)), activations(x[judge]), exact.down)
     measures = {"repair_ridge": repaired.ridge, "error_before": repaired.error_before, "error": repaired.error_after}
     return LayerDesign(partition, best.router, repaired.down, measures)
 

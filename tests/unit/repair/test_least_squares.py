@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from expertweaver.repair.least_squares import repair_down
+from expertweaver.repair.least_squares import Repair, repair_down
+
+
+def repair(
+    active: torch.Tensor, target: torch.Tensor, down: torch.Tensor, held_back: torch.Tensor, **options: object
+) -> Repair:
+    """Repair from two batches of fitting tokens."""
+    fitting = zip(active[~held_back].chunk(2), target[~held_back].chunk(2), strict=True)
+    return repair_down(fitting, (active[held_back], target[held_back]), down, **options)  # type: ignore[arg-type]
 
 
 def problem(tokens: int, *, neurons: int = 12, hidden: int = 5, seed: int = 0):
@@ -20,7 +28,7 @@ def problem(tokens: int, *, neurons: int = 12, hidden: int = 5, seed: int = 0):
 
 def test_the_running_neurons_absorb_what_the_skipped_ones_added() -> None:
     active, target, down, held_back = problem(400)
-    found = repair_down(active, target, down, held_back, ridges=(1e-6,))
+    found = repair(active, target, down, held_back, ridges=(1e-6,))
     assert found.error_before > 0.1
     assert found.error_after < 1e-6  # six causes, eight running neurons: the rest is a combination of them
     assert torch.allclose(active @ found.down.T, target, atol=1e-2)
@@ -28,7 +36,7 @@ def test_the_running_neurons_absorb_what_the_skipped_ones_added() -> None:
 
 def test_it_is_the_ridge_solution() -> None:
     active, target, down, held_back = problem(300, seed=1)
-    found = repair_down(active, target, down, held_back, ridges=(0.05,))
+    found = repair(active, target, down, held_back, ridges=(0.05,))
     a = active[~held_back].double()
     residual = target[~held_back].double() - a @ down.double().T
     gram = a.T @ a
@@ -38,7 +46,7 @@ def test_it_is_the_ridge_solution() -> None:
 
 def test_neurons_that_never_run_keep_their_weights() -> None:
     active, target, down, held_back = problem(200)
-    found = repair_down(active, target, down, held_back)
+    found = repair(active, target, down, held_back)
     assert found.ridge is not None
     assert torch.equal(found.down[:, 8:], down[:, 8:])
     assert not torch.equal(found.down[:, :8], down[:, :8])
@@ -47,7 +55,7 @@ def test_neurons_that_never_run_keep_their_weights() -> None:
 def test_nothing_changes_where_no_ridge_helps_on_held_back_tokens() -> None:
     active, target, down, held_back = problem(200)
     target = torch.where(held_back[:, None], active @ down.T, target)  # judged tokens are perfect already
-    found = repair_down(active, target, down, held_back)
+    found = repair(active, target, down, held_back)
     assert found.ridge is None
     assert found.down is down
     assert found.error_after == found.error_before == pytest.approx(0, abs=1e-12)
@@ -57,20 +65,20 @@ def test_the_ridge_is_chosen_by_the_held_back_tokens() -> None:
     generator = torch.Generator().manual_seed(3)
     active, target, down, held_back = problem(48, seed=3)
     noisy = target + 5 * torch.randn(target.shape, generator=generator)
-    found = repair_down(active, noisy, down, held_back, ridges=(1e-8, 1.0))
-    errors = {r: repair_down(active, noisy, down, held_back, ridges=(r,)).error_after for r in (1e-8, 1.0)}
+    found = repair(active, noisy, down, held_back, ridges=(1e-8, 1.0))
+    errors = {r: repair(active, noisy, down, held_back, ridges=(r,)).error_after for r in (1e-8, 1.0)}
     assert found.error_after == min(found.error_before, *errors.values())
 
 
 def test_fewer_tokens_than_neurons_stay_finite() -> None:
     active, target, down, held_back = problem(8)
-    found = repair_down(active, target, down, held_back)
+    found = repair(active, target, down, held_back)
     assert torch.isfinite(found.down).all()
     assert found.error_after <= found.error_before
 
 
 def test_a_ridge_that_cannot_be_factored_is_passed_over() -> None:
     active, target, down, held_back = problem(200)
-    found = repair_down(active, target, down, held_back, ridges=(-1.0, 1e-3))
+    found = repair(active, target, down, held_back, ridges=(-1.0, 1e-3))
     assert found.ridge == 1e-3
-    assert repair_down(active, target, down, held_back, ridges=(-1.0,)).ridge is None
+    assert repair(active, target, down, held_back, ridges=(-1.0,)).ridge is None
