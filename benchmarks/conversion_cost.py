@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -127,7 +126,9 @@ _STEPS = {"dense": _dense_step, "convert": _convert_step}
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak resident memory of this process alone; the usual getrusage would carry over the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _print_table(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
@@ -140,6 +141,8 @@ def _print_table(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -
     print(f"{size}, {tokens} tokens, {args.compute_dtype}, method {args.method}, {torch.get_num_threads()} threads")
     print(f"{'dense forward':<16}{dense:8.1f} s")
     for name, seconds in parts.items():
+        if seconds < 0.05:
+            continue
         print(f"{name:<16}{seconds:8.1f} s   {seconds / dense:5.2f} x")
     total = sum(parts.values())
     print(f"{'conversion':<16}{total:8.1f} s   {total / dense:5.2f} x")

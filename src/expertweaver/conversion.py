@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -31,6 +32,9 @@ from expertweaver.partition.allocation import Allocation
 from expertweaver.planning import Plan, plan
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import Recipe
+
+MIN_ROUTING_KEPT = 0.99
+"""Below this share of probe tokens with the same experts, the user is told."""
 
 SIDE_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 COPIED_FILES = (*SIDE_FILES, "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*")
@@ -64,8 +68,11 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
     """
     clock = _Clock()
     todo = plan(recipe, Path(out), overwrite=overwrite, estimate_time=False)
+    for warning in todo.warnings:
+        progress.note(warning)
     calibration = calibration_set(todo)
     _check_evaluation(todo)
+    clock.lap("prepare")
     source = todo.dense.folder.path
     with OutputFolder(Path(out), _identity(todo, calibration), overwrite=overwrite, source=source) as folder:
         if folder.resumed:
@@ -76,11 +83,11 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         layout = uniform_layout(allocations, todo.budget)
         finished = _write_layers(todo, allocations, layout, statistics, folder, progress)
         clock.lap("layers")
-        warnings = [*todo.warnings, *_allocation_warnings(allocations)]
-        for warning in warnings:
-            progress.note(warning)
+        remarks = [*_allocation_warnings(allocations, layout), *_routing_warnings(finished)]
+        for remark in remarks:
+            progress.note(remark)
         manifest = {"name": Path(out).name} | _write_sidecars(
-            todo, calibration, layout, finished, warnings, folder.partial
+            todo, calibration, layout, finished, [*todo.warnings, *remarks], folder.partial
         )
         with progress.stage("verifying", 1) as step:
             verification = _verify(todo, calibration, layout, finished, folder.partial)
@@ -135,6 +142,7 @@ def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
     return {
         "recipe": todo.recipe.to_values(),
         "source": todo.dense.reader.fingerprint,
+        "source_config": hashlib.sha256(json.dumps(dict(todo.dense.config), sort_keys=True).encode()).hexdigest(),
         "source_files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "calibration": calibration.fingerprint,
         "versions": {"expertweaver": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -198,8 +206,20 @@ def _weave_layer(
     return stored, layer_record(layer, allocation, todo.budget, stored, measured, design.measures)
 
 
-def _allocation_warnings(allocations: Sequence[Allocation]) -> list[str]:
+def _routing_warnings(finished: FinishedLayers) -> list[str]:
+    worst = min(finished.records, key=lambda record: record["routing_kept"])
+    if worst["routing_kept"] >= MIN_ROUTING_KEPT:
+        return []
+    return [
+        f"layer {worst['layer']}: the stored router chooses other experts than the method's on "
+        f"{1 - worst['routing_kept']:.1%} of the probe tokens"
+    ]
+
+
+def _allocation_warnings(allocations: Sequence[Allocation], layout: Layout) -> list[str]:
     warnings = []
+    if layout.num_shared_slices == 0:
+        warnings.append("n_shared_experts is 0: of the engines, only transformers is known to run that")
     shares = [allocation.r for allocation in allocations if allocation.r is not None]
     if shares and (max(shares) < 0.005 or min(shares) > 0.995):
         side = "no neuron varies more" if max(shares) < 0.005 else "every neuron varies more"
@@ -276,7 +296,6 @@ def _check_evaluation(todo: Plan) -> None:
             section.text,
             max_tokens_per_document=section.max_tokens_per_document,
             context=section.context,
-            trust_remote_code=todo.recipe.source.trust_remote_code,
         )
 
 
@@ -292,7 +311,6 @@ def _evaluate(todo: Plan, folder: Path, progress: Progress) -> Any:
         against=todo.dense.folder.path,
         max_tokens_per_document=section.max_tokens_per_document,
         context=section.context,
-        trust_remote_code=todo.recipe.source.trust_remote_code,
         progress=progress,
     )
     name = folder.name.removesuffix(".partial")

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Free memory now, in bytes; what the system could take back from its caches is not counted."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory this process could take now, in bytes: what the system has or can reclaim, within a container's limit.
+
+    Where the system does not say (other than Linux), half of the physical memory.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(free, _container_room(free))
+
+
+def _container_room(otherwise: int) -> int:
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return otherwise
+    return otherwise if limit == "max" else max(0, int(limit) - used)

@@ -13,7 +13,7 @@ from expertweaver.calibration.documents import check_paths
 from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.errors import ExpertWeaverError
+from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
@@ -120,7 +120,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     if out is not None:
         check_space(out, output_bytes + _scratch_bytes(dense, recipe, tokens))
     seconds = _calibration_seconds(dense, recipe, tokens) if estimate_time else None
-    warnings = tuple(_warnings(recipe, dense, budget, length))
+    warnings = tuple(_warnings(recipe, dense, budget, length, dtype))
     return Plan(
         recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, memory, seconds, warnings
     )
@@ -194,13 +194,17 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     hidden = min(_hidden_bytes(dense, recipe, tokens), IN_MEMORY_BYTES)
     batch = BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
     embeddings = dims.vocab_size * dims.hidden_size * 4
-    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + batch + embeddings
+    extra = recipe.method.extra_memory(
+        hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
+    )
+    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + max(batch, extra) + embeddings
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
     dims = dense.dims
     probes = min(recipe.method.num_probes, recipe.calibration.num_samples * recipe.calibration.sequence_length)
-    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * probes * dims.hidden_size
+    extra = recipe.method.extra_scratch(hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size)
+    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * probes * dims.hidden_size + extra
 
 
 def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
@@ -230,8 +234,11 @@ def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> floa
     return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
 
 
-def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int) -> list[str]:
+def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int, dtype: str) -> list[str]:
     warnings = []
+    wider = [name for name, info in dense.reader.tensors.items() if info.dtype == "F32" and dtype != "float32"]
+    if wider:
+        warnings.append(f"{len(wider)} float32 tensors of the source are rounded to {dtype}: {listed(wider, 3)}")
     if not recipe.calibration.paths:
         warnings.append("no calibration text given: using the small English text that ships with expertweaver")
     if length < recipe.calibration.sequence_length:
@@ -249,8 +256,6 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
     warnings += recipe.method.warnings(
         intermediate_size=dense.dims.intermediate_size, num_tokens=recipe.calibration.num_samples * length
     )
-    if budget.max_shared < 1:
-        warnings.append("no slice can be shared at this budget; only transformers is known to run n_shared_experts 0")
     return warnings
 
 

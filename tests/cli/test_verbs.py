@@ -121,7 +121,7 @@ def test_convert_prints_pure_json_on_standard_output(bench: Bench) -> None:
     answer = json.loads(result.stdout)
     assert answer["path"] == str(bench.out)
     assert answer["manifest"]["stored"]["moe_intermediate_size"] == 64 // NUM_SLICES
-    assert set(answer["seconds"]) == {"profile", "layers", "verify", "evaluate"}
+    assert set(answer["seconds"]) == {"prepare", "profile", "layers", "verify", "evaluate"}
 
 
 def test_convert_names_what_it_wrote_and_measured(bench: Bench) -> None:

@@ -81,8 +81,9 @@ def embed_all(runner: LayerRunner, calibration: CalibrationSet, scratch: Path) -
         file = scratch / "hidden-states.bin"
         _reserve(file, count * runner.dtype.itemsize)
         hidden = torch.from_file(str(file), shared=True, size=count, dtype=runner.dtype).view(shape)
+    table = runner.embedding_table()
     for rows in row_batches(calibration):
-        hidden[rows] = runner.embed(calibration.token_ids[rows])
+        hidden[rows] = torch.nn.functional.embedding(calibration.token_ids[rows], table).to(runner.dtype)
     return hidden
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +88,13 @@ def build_calibration_set(
     Raises:
         CalibrationError: Less text than one sequence, fewer than two samples, or token ids outside the vocabulary.
     """
-    pools: dict[str, list[list[list[int]]]] = {}
+    domains: dict[str, list[Document]] = {}
     for document in documents:
-        windows = _windows(tokenize(document.text), sequence_length)
-        pools.setdefault(document.domain, []).append(windows)
+        domains.setdefault(document.domain, []).append(document)
     generator = torch.Generator().manual_seed(seed)
-    drawn = _draw_evenly({d: _shuffled(pools[d], generator) for d in sorted(pools)}, num_samples)
+    shuffled = {domain: _shuffled(domains[domain], generator) for domain in sorted(domains)}
+    streams = {domain: _sample_stream(part, tokenize, sequence_length) for domain, part in shuffled.items()}
+    drawn = _draw_evenly(streams, num_samples)
     _check_samples(drawn, sequence_length, vocab_size)
     return _pack(drawn, sequence_length)
 
@@ -103,20 +104,33 @@ def _windows(token_ids: list[int], length: int) -> list[list[int]]:
     return [window for window in windows if len(window) >= min(MIN_SAMPLE_TOKENS, length)]
 
 
-def _shuffled(documents: list[list[list[int]]], generator: torch.Generator) -> list[list[int]]:
-    """All windows of a domain: the first of each document in random order, then the second of each, ..."""
-    order = torch.randperm(len(documents), generator=generator).tolist()
-    deepest = max(map(len, documents))
-    return [documents[d][depth] for depth in range(deepest) for d in order if depth < len(documents[d])]
+def _shuffled(documents: list[Document], generator: torch.Generator) -> list[Document]:
+    return [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
 
 
-def _draw_evenly(pools: dict[str, list[list[int]]], num_samples: int) -> list[tuple[str, list[int]]]:
+def _sample_stream(documents: list[Document], tokenize: Callable[[str], list[int]], length: int) -> Iterator[list[int]]:
+    """The first sample of each document in order, then the second of each, ...; tokenized only as far as is drawn."""
+    later: list[list[list[int]]] = []
+    for document in documents:
+        windows = _windows(tokenize(document.text), length)
+        yield from windows[:1]
+        later.append(windows[1:])
+    for depth in range(max(map(len, later), default=0)):
+        for rest in later:
+            if depth < len(rest):
+                yield rest[depth]
+
+
+def _draw_evenly(streams: dict[str, Iterator[list[int]]], num_samples: int) -> list[tuple[str, list[int]]]:
     """Take samples from the domains in turn, so that a small domain's shortage is shared by the others."""
     drawn: list[tuple[str, list[int]]] = []
-    for depth in range(max(map(len, pools.values()))):
-        for domain, windows in pools.items():
-            if depth < len(windows) and len(drawn) < num_samples:
-                drawn.append((domain, windows[depth]))
+    while streams and len(drawn) < num_samples:
+        for domain in list(streams):
+            sample = next(streams[domain], None) if len(drawn) < num_samples else []
+            if sample is None:
+                del streams[domain]
+            elif sample:
+                drawn.append((domain, sample))
     return drawn
 
 

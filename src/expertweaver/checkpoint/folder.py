@@ -40,7 +40,7 @@ class OutputFolder:
             CheckpointError: `out` exists, holds or lies in the source, or cannot be written.
         """
         self.out = out
-        self.partial = out.with_name(out.name + ".partial")
+        self.partial = partial_folder(out)
         self.scratch = self.partial / ".scratch"
         self.identity = dict(identity)
         self.overwrite = overwrite
@@ -76,9 +76,9 @@ class OutputFolder:
 
     def publish(self) -> None:
         """Give the finished folder its name; a folder it replaces is removed only afterwards."""
-        shutil.rmtree(self.scratch)
         if not self.out.exists():
             self.partial.rename(self.out)
+            shutil.rmtree(self.out / self.scratch.name)
             return
         aside = Path(tempfile.mkdtemp(prefix=f"{self.out.name}.old-", dir=self.out.parent))
         self.out.rename(aside / self.out.name)
@@ -89,6 +89,7 @@ class OutputFolder:
             aside.rmdir()
             raise
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(self.out / self.scratch.name)
 
     def _refuse_foreign(self) -> None:
         """A folder that happens to be called OUT.partial is not ours to build in, to publish or to remove."""
@@ -96,6 +97,14 @@ class OutputFolder:
             fix = "Move it away, or choose another output folder."
             where = str(self.partial)
             raise CheckpointError(Problem(where, "a name that is free, or an unfinished run", "another folder", fix))
+
+    def _clear_leftovers(self) -> None:
+        """Without a journal nobody knows whose layers these are: the removal of an earlier run was interrupted."""
+        for entry in [*self.partial.iterdir(), *self.scratch.iterdir()]:
+            if entry.is_dir() and entry != self.scratch:
+                shutil.rmtree(entry)
+            elif entry.is_file() and entry.name != "lock":
+                entry.unlink()
 
     def _take_lock(self) -> None:
         self.lock = (self.scratch / "lock").open("w")
@@ -109,6 +118,7 @@ class OutputFolder:
     def _check_journal(self) -> None:
         file = self.scratch / JOURNAL
         if not file.exists():
+            self._clear_leftovers()
             write_text(file, json.dumps(self.identity, indent=2, sort_keys=True))
             return
         try:
@@ -124,6 +134,11 @@ class OutputFolder:
             raise CheckpointError(
                 *(Problem(f"{where}: {key}", f"{a!r}, as begun", f"{b!r}", fix) for key, a, b in differences)
             )
+
+
+def partial_folder(out: Path) -> Path:
+    """Where `out` is built."""
+    return out.with_name(out.name + ".partial")
 
 
 def check_target(out: Path, *, overwrite: bool, source: Path) -> None:
@@ -162,9 +177,10 @@ def _is_replaceable(out: Path) -> bool:
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Refuse to start where the disk has less room than the output needs."""
+    """Refuse to start where the disk has less room than the output needs; an unfinished run's files count as room."""
     parent = _existing_parent(out)
-    free = shutil.disk_usage(parent).free
+    begun = sum(file.stat().st_size for file in partial_folder(out).rglob("*") if file.is_file())
+    free = shutil.disk_usage(parent).free + begun
     if free < needed:
         found = f"{free / 1e9:.2f} GB free"
         raise CheckpointError(Problem(str(parent), f"{needed / 1e9:.2f} GB of disk space", found, "Free some space."))

@@ -42,6 +42,7 @@ class Verification:
         whole_model: Whether transformers loaded the whole checkpoint; otherwise one stock layer at a time.
         num_tensors: Tensors of the checkpoint, every one accounted for.
         num_test_tokens: Tokens the forward checks ran on.
+        repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj.
         identity_error: All experts on, against the dense FFN; the worst layer.
         reference_error: K experts, against our reference forward with the stored router; the worst layer.
         logit_error: Logits with all experts on, against the dense model.
@@ -52,6 +53,7 @@ class Verification:
     whole_model: bool
     num_tensors: int
     num_test_tokens: int
+    repaired: bool
     identity_error: float
     reference_error: float
     logit_error: float
@@ -137,7 +139,16 @@ def verify(
     _require(folder, "relative error of the logits with all experts on", logit_error, MAX_LOGIT_ERROR)
     tied = max(checker.tied)
     _require(folder, "share of tokens whose choice of experts is a tie", tied, MAX_TIED_SHARE)
-    return Verification(whole is not None, num_tensors, tokens.numel(), identity, reference, logit_error, tied)
+    return Verification(
+        whole_model=whole is not None,
+        num_tensors=num_tensors,
+        num_test_tokens=tokens.numel(),
+        repaired=checker.repaired,
+        identity_error=identity,
+        reference_error=reference,
+        logit_error=logit_error,
+        tied_share=tied,
+    )
 
 
 class _Checker:
@@ -153,6 +164,7 @@ class _Checker:
         self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
         self.act = activation(dense.dims.hidden_act)
         self.tied: list[float] = []
+        self.repaired = False
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The checkpoint's own embeddings of token ids [B, T]."""
@@ -162,6 +174,7 @@ class _Checker:
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
     ) -> tuple[tuple[float, float], Tensor, Tensor]:
         """Check one layer; returns the two errors and the dense and the all-experts hidden states after it."""
+        self.repaired |= design.down is not None
         weights = design.served(self.dense.read_ffn(index)).to(self.dtype).to(torch.float32)
         module: Any = self._stock_layer(index)
         stock_ffn = module.mlp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from expertweaver.cli.output import (
     print_pairs,
     quiet_libraries,
 )
+
+if TYPE_CHECKING:
+    from expertweaver.conversion import Conversion
 
 Source = Annotated[str, typer.Argument(help="The dense model: a folder, or a hub id with an optional @revision.")]
 Method = Annotated[str | None, typer.Option(help="How to divide the FFN; see `expertweaver ls methods`.")]
@@ -76,7 +79,7 @@ def convert_command(
                 "params": f"{budget['num_params']:,} (dense {budget['dense_num_params']:,})",
                 "active params": f"{budget['num_active_params']:,}",
                 "mlp_sparsity": f"{budget['mlp_sparsity']:.1%}",
-                "verified": f"{done.verification.num_tensors} tensors; all experts on equals dense to "
+                "verified": f"{done.verification.num_tensors} tensors; all experts on equals {_dense_name(done)} to "
                 f"{done.verification.identity_error:.1e}, K experts equals the reference to "
                 f"{done.verification.reference_error:.1e} (relative)",
                 "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
@@ -108,6 +111,10 @@ def plan_command(
             trust_remote_code=trust_remote_code or None,
         )  # fmt: skip
         _print_plan(request, out, overwrite=overwrite, as_json=as_json)
+
+
+def _dense_name(done: Conversion) -> str:
+    return "dense with the repaired down_proj" if done.verification.repaired else "dense"
 
 
 def _request(source: str, recipe: Path | None, preset: str | None, settings: list[str] | None, **flags: Any) -> Any:

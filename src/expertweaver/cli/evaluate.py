@@ -40,16 +40,15 @@ def evaluate_command(
             trust_remote_code=trust_remote_code,
             progress=ConsoleProgress(),
         )
+        if as_json:
+            print_json(result.to_json())
+        else:
+            from expertweaver.report.console import render_table
+
+            print_table(render_table(result))
         if report is not None:
             from expertweaver.report.contents import Report
             from expertweaver.report.page import write_report
 
             write_report(report, Report("Evaluation", (), result, None, ()))
-        if as_json:
-            print_json(result.to_json())
-            return
-        from expertweaver.report.console import render_table
-
-        print_table(render_table(result))
-        if report is not None:
-            typer.echo(f"report  {report}")
+            typer.echo(f"report  {report}", err=as_json)

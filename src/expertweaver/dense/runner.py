@@ -45,10 +45,13 @@ class LayerRunner:
         self.skeleton = meta_model(dense.config)
         self.rotary = rotary_of(self.skeleton)
 
+    def embedding_table(self) -> Tensor:
+        """The token embeddings as stored, [V, H]."""
+        return self.dense.read("model.embed_tokens.weight")
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Look up the embeddings of token ids [B, T]: [B, T, H]."""
-        weight = self.dense.read("model.embed_tokens.weight")
-        return self._cast(nn.functional.embedding(token_ids, weight))
+        return self._cast(nn.functional.embedding(token_ids, self.embedding_table()))
 
     def norm(self) -> nn.Module:
         """The final norm, with its weight."""

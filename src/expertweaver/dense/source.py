@@ -9,7 +9,9 @@ from pathlib import Path
 from expertweaver.errors import CheckpointError, Problem
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+UNWANTED = ["consolidated*", "original/*"]
+"""Second copies of the weights in other layouts."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def _download(name: str, repo_id: str, revision: str | None) -> ModelFolder:
     from huggingface_hub.utils import HFValidationError
 
     try:
-        folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=WANTED)
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         fix = "Check the id, your access rights (hf auth login) and the network, or give a local folder."
         found = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

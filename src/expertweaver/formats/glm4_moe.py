@@ -128,14 +128,16 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
 def fold_router(router: Router, probe_inputs: Tensor) -> tuple[Tensor, Tensor, int]:
     """Turn an affine router into a nearly constant sigmoid router that chooses the same experts.
 
-    The mean over experts is subtracted (the order stays), weights are rounded to bfloat16, then everything is
-    multiplied by a power of two, which is exact.
+    The mean over experts is subtracted (the order stays) and weights are rounded to bfloat16, unless the method has
+    done so already; then everything is multiplied by a power of two, which is exact.
 
     Returns:
         Weight [E, H], selection bias [E], and the power of two.
     """
-    weight = (router.weight - router.weight.mean(dim=0)).bfloat16().float()
+    weight = router.weight if router.is_stored_form else (router.weight - router.weight.mean(dim=0)).bfloat16().float()
     bias = router.bias - router.bias.mean()
+    if not weight.any() and not bias.any():  # nothing to choose by: lower ids first, the same in every engine
+        bias = -torch.arange(len(bias), dtype=torch.float32)
     largest = float((probe_inputs @ weight.T).abs().max())
     scale_log2 = math.floor(math.log2(MAX_ABS_LOGIT / largest)) if largest > 0 else -10
     scale = 2.0**scale_log2

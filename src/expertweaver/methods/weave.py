@@ -23,7 +23,7 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.coactivation import coactivation_features, contributions
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
 from expertweaver.recipe.schema import MethodSection, Seed
-from expertweaver.repair.least_squares import repair_down
+from expertweaver.repair.least_squares import Repair, repair_down
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
@@ -45,7 +45,9 @@ class Options(MethodSection):
     shared_share: float = Field(default=0.0625, ge=0, le=1, description="Share of all slices that is shared.")
     rounds: int = Field(default=10, ge=0, description="Rounds of reassignment and router refit.")
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
-    cluster_tokens: int = Field(default=16384, ge=256, description="Tokens used for clusters and reassignment.")
+    cluster_tokens: int = Field(
+        default=16384, ge=256, description="Tokens that clusters, router and reassignment are fitted on."
+    )
     repair: bool = Field(default=True, description="Repair down_proj by least squares.")
     seed: Seed = Field(default=0, description="Of projection and clustering.")
 
@@ -53,6 +55,16 @@ class Options(MethodSection):
     def num_probes(self) -> int:
         """Every token that is used is kept."""
         return self.num_tokens
+
+    def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
+        """Activations of the sample four times over, and the repair's square matrices in float64."""
+        sample = min(num_tokens, self.num_tokens, self.cluster_tokens)
+        square = 3 * 8 * intermediate_size**2 if self.repair else 0
+        return 4 * 4 * sample * intermediate_size + square
+
+    def extra_scratch(self, *, hidden_size: int, intermediate_size: int) -> int:
+        """The repaired down_proj of a layer."""
+        return 4 * hidden_size * intermediate_size if self.repair else 0
 
     def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
         """Too few tokens make the repair timid: its ridge then holds it at the source's weights."""
@@ -91,32 +103,46 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """Cluster, route, reassign, repair."""
-    x = statistics.probe_inputs
-    exact = weights.to(torch.float32)
-    sample = x[:: max(1, len(x) // options.cluster_tokens)]
-    act = activation(weights.hidden_act)
-    neuron_act = neuron_activations(sample, exact, act)[1]
-    contribution = contributions(neuron_act, exact.down)
+    x, exact = statistics.probe_inputs, weights.to(torch.float32)
+    partition, router = _divide(options, layer, x, exact, allocation, budget)
+    if not options.repair:
+        return LayerDesign(partition, router)
+    repaired = _repair(x, exact, partition, router)
+    measures = {
+        "repair_ridge": repaired.ridge,
+        "error_before": repaired.error_before,
+        "error": repaired.error_after,
+        "down_change": float((repaired.down - exact.down).norm() / exact.down.norm().clamp_min(1e-30)),
+    }
+    return LayerDesign(partition, router, repaired.down, measures)
+
+
+def _divide(
+    options: Options, layer: int, x: Tensor, weights: GLUWeights, allocation: Allocation, budget: SliceBudget
+) -> tuple[Partition, Router]:
+    """Choose the shared neurons, cluster the rest, fit the router and reassign, on a sample of the tokens."""
+    sample = x[:: -(-len(x) // options.cluster_tokens)]
+    neuron_act = neuron_activations(sample, weights, activation(weights.hidden_act))[1]
+    contribution = contributions(neuron_act, weights.down)
     shared = strongest_neurons(contribution.square().mean(dim=0), allocation.num_shared * budget.slice_width)
     rest = remaining_neurons(shared, weights.num_neurons)
     weaver = _Weaver(
-        options, layer, sample, neuron_act[:, rest], exact.slice(rest), contribution[:, rest], allocation, budget
+        options, layer, sample, neuron_act[:, rest], weights.slice(rest), contribution[:, rest], allocation, budget
     )
     best = weaver.run()
-    experts = [rest[best.labels == expert] for expert in range(weaver.num_experts)]
-    partition = Partition(shared, experts)
-    if not options.repair:
-        return LayerDesign(partition, best.router)
-    judge = _held_back(len(x))
+    return Partition(shared, [rest[best.labels == expert] for expert in range(weaver.num_experts)]), best.router
+
+
+def _repair(x: Tensor, weights: GLUWeights, partition: Partition, router: Router) -> Repair:
+    """Repair down_proj on all tokens, a batch at a time."""
+    act, judge = activation(weights.hidden_act), _held_back(len(x))
 
     def activations(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        full_act = neuron_activations(tokens, exact, act)[1]
-        running = _running_neurons(tokens, best.router, partition, weights.num_neurons)
-        return full_act * running, full_act @ exact.down.T
+        full = neuron_activations(tokens, weights, act)[1]
+        running = _running_neurons(tokens, router, partition, weights.num_neurons)
+        return full * running, full @ weights.down.T
 
-    repaired = repair_down(map(activations, x[~judge].split(REPAIR_TOKENS)), activations(x[judge]), exact.down)
-    measures = {"repair_ridge": repaired.ridge, "error_before": repaired.error_before, "error": repaired.error_after}
-    return LayerDesign(partition, best.router, repaired.down, measures)
+    return repair_down(map(activations, x[~judge].split(REPAIR_TOKENS)), activations(x[judge]), weights.down)
 
 
 class _Weaver:

@@ -63,8 +63,10 @@ class Router:
         weight: [E, H], float32.
         bias: [E], float32.
         num_experts_per_tok: K.
+        is_stored_form: The weights are centred over experts and bfloat16-exact already: to be stored as they are.
     """
 
     weight: Tensor
     bias: Tensor
     num_experts_per_tok: int
+    is_stored_form: bool = False

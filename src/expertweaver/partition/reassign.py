@@ -41,23 +41,24 @@ def improve_by_swaps(gain: Tensor, labels: Tensor, *, max_sweeps: int = 10) -> T
     """
     values, result = gain.numpy(), labels.numpy().copy()
     num_experts = values.shape[1]
+    noise = 1e-12 * max(float(values.max()), 1e-300)
     for _ in range(max_sweeps):
         changed = False
         for a in range(num_experts):
             for b in range(a + 1, num_experts):
-                changed |= _swap_pair(values, result, a, b)
+                changed |= _swap_pair(values, result, a, b, noise)
         if not changed:
             break
     return torch.from_numpy(result)
 
 
-def _swap_pair(gain: np.ndarray, labels: np.ndarray, a: int, b: int) -> bool:
+def _swap_pair(gain: np.ndarray, labels: np.ndarray, a: int, b: int, noise: float) -> bool:
     in_a, in_b = np.flatnonzero(labels == a), np.flatnonzero(labels == b)
     from_a, from_b = gain[in_a, b] - gain[in_a, a], gain[in_b, a] - gain[in_b, b]
     order_a, order_b = np.argsort(-from_a, kind="stable"), np.argsort(-from_b, kind="stable")
     pairs = min(len(in_a), len(in_b))
     sums = from_a[order_a[:pairs]] + from_b[order_b[:pairs]]
-    count = int((sums > 1e-12 * max(float(gain.max()), 1e-300)).sum())
+    count = int((sums > noise).sum())
     labels[in_a[order_a[:count]]] = b
     labels[in_b[order_b[:count]]] = a
     return count > 0

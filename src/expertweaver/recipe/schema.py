@@ -60,6 +60,14 @@ class MethodSection(Section):
         """Calibration tokens whose FFN inputs are kept for `design`; a method that fits on them asks for more."""
         return 2048
 
+    def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
+        """Bytes that designing a layer needs beyond its weights and statistics."""
+        return 0
+
+    def extra_scratch(self, *, hidden_size: int, intermediate_size: int) -> int:
+        """Bytes a layer leaves on disk until the run ends, beyond its statistics."""
+        return 0
+
     def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
         """What the user should know before this method runs on this width and at most this many tokens."""
         return []

@@ -48,12 +48,15 @@ def repair_down(fitting: Iterable[Batch], judging: Batch, down: Tensor, *, ridge
     Source: METHODS, weave step 5; products of a batch in float32, their sums and the Cholesky in float64.
     """
     gram, cross = _normal_equations(fitting, down)
-    power = float(judging[1].double().square().sum())
+    power = max(float(judging[1].double().square().sum()), 1e-30)
     before = _squared_error(judging, down)
     best = (before, None, down)
     scale = gram.diagonal().mean().clamp_min(1e-30)
     for ridge in ridges:
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+        system = gram.clone()
+        system.diagonal().add_(ridge * scale)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        del system
         if failed:
             continue
         repaired = (down.double() + torch.cholesky_solve(cross, factor).T).float()

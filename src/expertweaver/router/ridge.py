@@ -48,4 +48,4 @@ class RidgeRegressor:
         weight = torch.cholesky_solve(cross, self.factor).T
         weight = (weight - weight.mean(dim=0)).float().bfloat16().float()
         bias = centre - weight.double() @ self.mean
-        return Router(weight, (bias - bias.mean()).float(), num_experts_per_tok)
+        return Router(weight, (bias - bias.mean()).float(), num_experts_per_tok, is_stored_form=True)

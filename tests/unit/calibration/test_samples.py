@@ -93,3 +93,15 @@ def test_probes_are_valid_tokens_evenly_spread_whatever_their_number() -> None:
     assert int(few.sum()) == 8
     assert not bool((few & ~valid).any())
     assert sorted(found.sample_ids[few].tolist()) == list(range(8))  # one of each sample
+
+
+def test_no_more_is_tokenized_than_is_drawn() -> None:
+    asked: list[str] = []
+
+    def tokenize(text: str) -> list[int]:
+        asked.append(text)
+        return ids_of(text)
+
+    documents = [document(100 * i, 16, "ab"[i % 2]) for i in range(1, 200)]
+    build_calibration_set(documents, tokenize, num_samples=6, sequence_length=16, vocab_size=10**6, seed=0)
+    assert len(asked) == 6

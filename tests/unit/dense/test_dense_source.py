@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from support.models import tiny_llama
 
 from expertweaver.dense.model import open_dense
-from expertweaver.dense.source import WANTED, ModelFolder, find_model
+from expertweaver.dense.source import UNWANTED, WANTED, ModelFolder, find_model
 from expertweaver.errors import CheckpointError
 
 COMMIT = "0123456789abcdef"
@@ -46,7 +46,8 @@ def test_a_hub_id_is_downloaded_at_its_revision(
     name: str, repo_id: str, revision: str | None, downloads: list[dict[str, Any]]
 ) -> None:
     found = find_model(name)
-    assert downloads == [{"repo_id": repo_id, "revision": revision, "allow_patterns": WANTED}]
+    patterns = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    assert downloads == [{"repo_id": repo_id, "revision": revision, **patterns}]
     assert (found.name, found.revision, found.path.name) == (name, COMMIT, COMMIT)
 
 
@@ -118,3 +119,25 @@ def test_a_failed_download_says_what_to_check(error: Exception, monkeypatch: pyt
     assert problem.found.startswith(type(error).__name__)
     assert "\n" not in problem.found
     assert "or give a local folder" in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("config.json", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("README.md", True),
+        ("LICENSE", True),
+        ("consolidated.safetensors", False),
+        ("original/consolidated.00.pth", False),
+        ("original/params.json", False),
+        ("pytorch_model.bin", False),
+        ("modeling_custom.py", False),
+    ],
+)
+def test_what_is_fetched_from_the_hub(name: str, fetched: bool) -> None:
+    """The card is needed for the licence that is inherited; code and second copies of the weights are not."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    kept = list(filter_repo_objects([name], allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    assert kept == ([name] if fetched else [])

@@ -10,6 +10,7 @@ from expertweaver.modeling.reference import choose_experts
 from expertweaver.modeling.values import Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
+from expertweaver.router.ridge import RidgeRegressor
 
 HIDDEN = 16
 
@@ -86,7 +87,7 @@ def test_a_router_without_weights_keeps_its_biases_order() -> None:
 
 
 def test_a_tie_at_the_border_is_named() -> None:
-    router = Router(torch.zeros(3, HIDDEN), torch.zeros(3), 1)
+    router = Router(torch.zeros(3, HIDDEN), torch.tensor([1.0, 1.0, 0.0]), 1)
     layout = Layout(num_experts=3, num_experts_per_tok=1, num_shared_slices=0, slice_width=1)
     design = LayerDesign(Partition(torch.arange(0), list(torch.arange(3).view(3, 1))), router)
     stored = store_layer(design, layout, torch.ones(2, HIDDEN))
@@ -97,3 +98,23 @@ def test_a_tie_at_the_border_is_named() -> None:
         torch.ones(2, HIDDEN),
     )
     assert not reference_routing(torch.ones(2, HIDDEN), decided, layout).tied.any()
+
+
+def test_a_fitted_router_is_stored_as_it_was_fitted() -> None:
+    """Centring and rounding twice would serve other weights than those the method judged."""
+    g = generator()
+    x, target = torch.randn(500, HIDDEN, generator=g), torch.rand(500, 6, generator=g)
+    router = RidgeRegressor(x, ridge=1e-3).fit(target, 2)
+    weight, _, scale_log2 = fold_router(router, x)
+    assert torch.equal(weight / 2.0**scale_log2, router.weight)
+    twice = (router.weight - router.weight.mean(dim=0)).bfloat16().float()
+    assert not torch.equal(twice, router.weight)
+
+
+def test_a_router_with_nothing_to_choose_by_runs_the_lower_ids() -> None:
+    layout = Layout(num_experts=5, num_experts_per_tok=2, num_shared_slices=0, slice_width=1)
+    router = Router(torch.ones(5, HIDDEN), torch.ones(5), 2)
+    design = LayerDesign(Partition(torch.arange(0), list(torch.arange(5).view(5, 1))), router)
+    routing = reference_routing(torch.randn(4, HIDDEN), store_layer(design, layout, torch.ones(2, HIDDEN)), layout)
+    assert routing.chosen.tolist() == [[0, 1]] * 4
+    assert not routing.tied.any()
