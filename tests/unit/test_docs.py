@@ -281,3 +281,9 @@ def test_relative_links_resolve() -> None:
 def test_a_dead_link_is_found_out(link: str) -> None:
     assert link_problems(ROOT / "README.md", f"# Title\n\n{link}\n")
     assert not link_problems(ROOT / "README.md", "# A `b`: c\n\n[a](docs/recipe.md#presets) [b](#a-b-c)\n")
+
+
+def test_no_placeholder_is_left() -> None:
+    marks = re.compile(r"TODO|FIXME|TBD|^[A-Z]+-[A-Z]+$", re.MULTILINE)
+    assert marks.search("COST-TABLE")
+    assert {page.name: found[0] for page in pages() if (found := marks.findall(page.read_text("utf-8")))} == {}

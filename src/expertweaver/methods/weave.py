@@ -23,18 +23,10 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.coactivation import coactivation_features, contributions
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
 from expertweaver.recipe.schema import MethodSection, Seed
-from expertweaver.repair.least_squares import Repair, repair_down
+from expertweaver.repair.ffn import few_tokens, held_back, repair_ffn
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
-TOKENS_PER_NEURON = 8
-"""Calibration tokens a neuron that the repair wants."""
-
-REPAIR_TOKENS = 4096
-"""Tokens whose activations are in memory at a time while the repair is fitted."""
-
-JUDGE_EVERY, JUDGE_RUN = 8, 64
-"""Of every 8 runs of up to 64 tokens one is held back to judge."""
 
 
 class Options(MethodSection):
@@ -68,13 +60,7 @@ class Options(MethodSection):
 
     def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
         """Too few tokens make the repair timid: its ridge then holds it at the source's weights."""
-        used = min(num_tokens, self.num_tokens)
-        if not self.repair or used >= TOKENS_PER_NEURON * intermediate_size:
-            return []
-        return [
-            f"at most {used:,} calibration tokens are {used / intermediate_size:.1f} per FFN neuron; the least-squares "
-            f"repair wants {TOKENS_PER_NEURON} and changes less with fewer: raise calibration.num_samples"
-        ]
+        return few_tokens(min(num_tokens, self.num_tokens), intermediate_size) if self.repair else []
 
 
 def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
@@ -107,14 +93,8 @@ def design(
     partition, router = _divide(options, layer, x, exact, allocation, budget)
     if not options.repair:
         return LayerDesign(partition, router)
-    repaired = _repair(x, exact, partition, router)
-    measures = {
-        "repair_ridge": repaired.ridge,
-        "error_before": repaired.error_before,
-        "error": repaired.error_after,
-        "down_change": float((repaired.down - exact.down).norm() / exact.down.norm().clamp_min(1e-30)),
-    }
-    return LayerDesign(partition, router, repaired.down, measures)
+    repaired = repair_ffn(x, exact, lambda tokens: _running_neurons(tokens, router, partition, weights.num_neurons))
+    return LayerDesign(partition, router, repaired.down, repaired.measures(exact.down))
 
 
 def _divide(
@@ -131,18 +111,6 @@ def _divide(
     )
     best = weaver.run()
     return Partition(shared, [rest[best.labels == expert] for expert in range(weaver.num_experts)]), best.router
-
-
-def _repair(x: Tensor, weights: GLUWeights, partition: Partition, router: Router) -> Repair:
-    """Repair down_proj on all tokens, a batch at a time."""
-    act, judge = activation(weights.hidden_act), _held_back(len(x))
-
-    def activations(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        full = neuron_activations(tokens, weights, act)[1]
-        running = _running_neurons(tokens, router, partition, weights.num_neurons)
-        return full * running, full @ weights.down.T
-
-    return repair_down(map(activations, x[~judge].split(REPAIR_TOKENS)), activations(x[judge]), weights.down)
 
 
 class _Weaver:
@@ -163,7 +131,7 @@ class _Weaver:
         self.x, self.neuron_act, self.down, self.contribution = x, neuron_act, routed.down, contribution
         self.num_experts = budget.num_slices - allocation.num_shared
         self.num_chosen = budget.active_slices - allocation.num_shared
-        self.judge = _held_back(len(x))
+        self.judge = held_back(len(x))
         self.regressor = RidgeRegressor(x[~self.judge], ridge=options.router_ridge)
 
     def run(self) -> _Trial:
@@ -208,9 +176,3 @@ def _running_neurons(x: Tensor, router: Router, partition: Partition, num_neuron
         owner[neurons] = expert
     with_shared = torch.cat([experts, torch.ones(len(x), 1, dtype=torch.bool)], dim=1)
     return with_shared[:, owner].float()
-
-
-def _held_back(num_tokens: int) -> Tensor:
-    """Which tokens judge: one run of every few, so that neighbours stay together, [T] bool."""
-    run = min(JUDGE_RUN, max(1, num_tokens // (4 * JUDGE_EVERY)))
-    return (torch.arange(num_tokens) // run) % JUDGE_EVERY == JUDGE_EVERY - 1

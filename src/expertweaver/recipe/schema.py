@@ -29,7 +29,7 @@ class SourceSection(Section):
     model: str = Field(min_length=1, description="Local folder, or hub id with an optional @revision.")
     trust_remote_code: bool = Field(
         default=False,
-        description="Allow the tokenizer's own code to run. Model code is never run: stock classes are used.",
+        description="Allow the tokenizer's own code to run while calibrating. Model code is never run.",
     )
 
 

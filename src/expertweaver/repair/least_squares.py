@@ -29,6 +29,15 @@ class Repair:
     error_before: float
     error_after: float
 
+    def measures(self, source: Tensor) -> dict[str, float | None]:
+        """Numbers for a layer's record; `source` is the down_proj before the repair [H, F]."""
+        return {
+            "repair_ridge": self.ridge,
+            "error_before": self.error_before,
+            "error": self.error_after,
+            "down_change": float((self.down - source).norm() / source.norm().clamp_min(1e-30)),
+        }
+
 
 def repair_down(fitting: Iterable[Batch], judging: Batch, down: Tensor, *, ridges: Sequence[float] = RIDGES) -> Repair:
     """Fit down_proj so that the active neurons alone reproduce the dense output.

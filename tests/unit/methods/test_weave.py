@@ -69,6 +69,12 @@ def test_weave_beats_the_paper_and_static_pruning(statistics: LayerStatistics, w
     assert ours < 0.5 * error(design(static, statistics, weights), weights)
 
 
+def test_routing_is_worth_more_than_repair_alone(statistics: LayerStatistics, weights: GLUWeights) -> None:
+    plain, repaired = (error(design(static, statistics, weights, repair=on), weights) for on in (False, True))
+    assert repaired < plain
+    assert error(design(weave, statistics, weights), weights) < 0.8 * repaired
+
+
 def test_repair_and_reassignment_each_help(statistics: LayerStatistics, weights: GLUWeights) -> None:
     full = error(design(weave, statistics, weights), weights)
     without_repair = error(design(weave, statistics, weights, repair=False), weights)
