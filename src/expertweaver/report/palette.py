@@ -120,6 +120,12 @@ def model_variable(index: int, has_dense: bool) -> str:
 
 
 def model_mark(index: int, has_dense: bool) -> tuple[str, str]:
-    """The marker of a model: its name in Plotly and its glyph in text."""
-    place = 0 if has_dense and index == 0 else 1 + (index - has_dense) % (len(SYMBOLS) - 1)
+    """The marker of a model: its name in Plotly and its glyph in text.
+
+    Each time the colours begin again the markers move on by one, so that no two of 25 models look alike.
+    """
+    if has_dense and index == 0:
+        return SYMBOLS[0], GLYPHS[0]
+    number = index - has_dense
+    place = 1 + (number + number // len(MODELS)) % (len(SYMBOLS) - 1)
     return SYMBOLS[place], GLYPHS[place]
