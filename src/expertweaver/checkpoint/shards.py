@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expertweaver.checkpoint.folder import write_text
-from expertweaver.dense.reader import INDEX_NAME
+from expertweaver.dense.reader import FLOAT_DTYPES, INDEX_NAME
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def write_index(folder: Path, names: ShardNames) -> None:
             for name in shard.keys():  # noqa: SIM118 (not a dict)
                 weight_map[name] = file
                 part = shard.get_slice(name)
-                total += torch.Size(part.get_shape()).numel() * _BYTES[part.get_dtype()]
+                total += torch.Size(part.get_shape()).numel() * FLOAT_DTYPES[part.get_dtype()]
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
@@ -83,6 +83,3 @@ def file_sha256(file: Path) -> str:
     """Hash a file without loading it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_BYTES = {"F32": 4, "BF16": 2, "F16": 2}

@@ -19,6 +19,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DOWNLOAD_AGAIN = "Copy or download the model again."
 FLOAT_DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
+"""Stored types that weights may have, with their bytes a value."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
 from expertweaver.methods.base import LayerDesign
-from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, sigmoid_scores
+from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, chosen_mask, sigmoid_scores
 from expertweaver.modeling.values import GLUWeights, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
 
@@ -111,8 +111,8 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
     logits = probe_inputs @ weight.T
     stored_choice, _ = choose_by_sigmoid(probe_inputs, stored_weight, stored_bias, layout.num_experts_per_tok)
     wanted = choose_experts(probe_inputs, router) + len(pinned)
-    kept = _chosen_mask(stored_choice, layout.num_experts)[:, len(pinned) :]
-    same = (kept == _chosen_mask(wanted, layout.num_experts)[:, len(pinned) :]).all(dim=1)
+    kept = chosen_mask(stored_choice, layout.num_experts)[:, len(pinned) :]
+    same = (kept == chosen_mask(wanted, layout.num_experts)[:, len(pinned) :]).all(dim=1)
     return StoredLayer(
         shared_neurons=partition.shared_neurons[:in_shared],
         expert_neurons=torch.cat([pinned, torch.stack(list(partition.expert_neurons))]),
@@ -192,7 +192,3 @@ def _experts_implementation(slice_width: int) -> dict[str, str]:
 def _glu_tensors(prefix: str, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:
     parts = {"gate": weights.gate, "up": weights.up, "down": weights.down}
     return {f"{prefix}{name}_proj.weight": part.to(dtype).contiguous() for name, part in parts.items()}
-
-
-def _chosen_mask(chosen: Tensor, num_experts: int) -> Tensor:
-    return torch.zeros(len(chosen), num_experts, dtype=torch.bool).scatter_(1, chosen, True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.methods.base import LayerDesign, remaining_neurons
-from expertweaver.modeling.reference import activation, choose_experts, neuron_activations
+from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
 from expertweaver.modeling.values import GLUWeights, Partition, Router
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.balanced import balanced_kmeans
@@ -163,14 +163,12 @@ class _Weaver:
         return _Trial(labels, router, float(gain.gather(1, labels[:, None]).sum()))
 
     def _running(self, router: Router, tokens: Tensor) -> Tensor:
-        chosen = choose_experts(self.x[tokens], router)
-        return torch.zeros(len(chosen), self.num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+        return chosen_mask(choose_experts(self.x[tokens], router), self.num_experts)
 
 
 def _running_neurons(x: Tensor, router: Router, partition: Partition, num_neurons: int) -> Tensor:
     """One where a neuron runs on a token, [T, F] float32."""
-    chosen = choose_experts(x, router)
-    experts = torch.zeros(len(x), partition.num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+    experts = chosen_mask(choose_experts(x, router), partition.num_experts)
     owner = torch.full((num_neurons,), partition.num_experts)
     for expert, neurons in enumerate(partition.expert_neurons):
         owner[neurons] = expert

@@ -45,6 +45,11 @@ def choose_experts(x: Tensor, router: Router) -> Tensor:
     return torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, : router.num_experts_per_tok]
 
 
+def chosen_mask(chosen: Tensor, num_experts: int) -> Tensor:
+    """Which experts run on which tokens, [T, E] bool, from the chosen ids [T, K]."""
+    return torch.zeros(len(chosen), num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+
+
 def choose_by_sigmoid(
     x: Tensor, weight: Tensor, selection_bias: Tensor, num_experts_per_tok: int
 ) -> tuple[Tensor, Tensor]:
