@@ -8,8 +8,9 @@ from support.statistics import FakeLayer, fake_layers
 
 from expertweaver.errors import RecipeError
 from expertweaver.formats.base import uniform_layout
-from expertweaver.methods.base import LayerDesign, load_method
+from expertweaver.methods.base import load_method
 from expertweaver.modeling.reference import activation, choose_experts, dense_ffn, sparse_ffn
+from expertweaver.modeling.values import LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import method_options

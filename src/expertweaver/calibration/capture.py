@@ -62,7 +62,7 @@ def profile_layers(
     for layer in range(max(missing) + 1):
         weights = dense.read_ffn(layer).to(compute_dtype)
         measured = (
-            None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.num_samples, num_markers)
+            None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.domain_ids, num_markers)
         )
         _run_layer(runner, layer, weights, hidden, calibration, (probe_mask, marked_mask), measured)
         if measured is not None:

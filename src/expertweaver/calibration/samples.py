@@ -43,6 +43,12 @@ class CalibrationSet:
         return int((self.sample_ids != PADDING).sum())
 
     @property
+    def domain_ids(self) -> Tensor:
+        """Number of each sample's domain, in the order of their names, [N] int64."""
+        names = sorted(set(self.sample_domains))
+        return torch.tensor([names.index(domain) for domain in self.sample_domains])
+
+    @property
     def domains(self) -> dict[str, dict[str, int]]:
         """Samples and tokens per domain."""
         tokens = torch.bincount(self.sample_ids[self.sample_ids != PADDING], minlength=self.num_samples)

@@ -23,18 +23,29 @@ class LayerStatistics:
         gate_act_signed: The same of gate_act, [N, F] float32.
         tokens_per_sample: [N] int64.
         contribution: Sum over all tokens of (|neuron_act| * ||down column||)^2, [F] float64.
+        neuron_act_sum: Sum over all tokens of neuron_act, [F] float64.
+        neuron_act_squared: Sum over all tokens of neuron_act^2, [F] float64.
         marker_count: On how many marked tokens a neuron was among the strongest |gate_act|, [F] int64.
         num_marked: How many tokens were marked, [1] int64.
         probe_inputs: FFN inputs of the probe tokens, [P, H] float32.
+        probe_domains: Number of each probe token's domain, [P] int64.
+        weight_saliency: Sum of |weight * dloss/dweight| over a neuron's gate, up and down weights, [F] float64; None
+            unless the method asks for gradients.
+        act_saliency: Sum over the gradients' tokens of |neuron_act * dloss/dneuron_act|, [F] float64; None likewise.
     """
 
     gate_act_abs: Tensor
     gate_act_signed: Tensor
     tokens_per_sample: Tensor
     contribution: Tensor
+    neuron_act_sum: Tensor
+    neuron_act_squared: Tensor
     marker_count: Tensor
     num_marked: Tensor
     probe_inputs: Tensor
+    probe_domains: Tensor
+    weight_saliency: Tensor | None = None
+    act_saliency: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -76,24 +87,27 @@ class TokenBatch:
 class StatisticsAccumulator:
     """Gathers a LayerStatistics batch by batch; the result does not depend on how tokens are batched."""
 
-    def __init__(self, weights: GLUWeights, num_samples: int, num_markers: int) -> None:
+    def __init__(self, weights: GLUWeights, sample_domains: Tensor, num_markers: int) -> None:
         """Start empty.
 
         Args:
             weights: The layer's FFN.
-            num_samples: N.
+            sample_domains: Number of each sample's domain, [N].
             num_markers: How many neurons count as the strongest of a token.
         """
-        neurons = weights.num_neurons
+        neurons, num_samples = weights.num_neurons, len(sample_domains)
+        self.sample_domains = sample_domains
         self.num_markers = num_markers
         self.down_norm_squared = weights.down.double().square().sum(dim=0)
         self.gate_act_abs = torch.zeros(num_samples, neurons)
         self.gate_act_signed = torch.zeros(num_samples, neurons)
         self.tokens_per_sample = torch.zeros(num_samples, dtype=torch.int64)
+        self.neuron_act_sum = torch.zeros(neurons, dtype=torch.float64)
         self.neuron_act_squared = torch.zeros(neurons, dtype=torch.float64)
         self.marker_count = torch.zeros(neurons, dtype=torch.int64)
         self.num_marked = 0
         self.probes: list[Tensor] = []
+        self.probe_domains: list[Tensor] = []
 
     def add(self, tokens: TokenBatch, x: Tensor, gate_act: Tensor, neuron_act: Tensor) -> None:
         """Add a batch.
@@ -108,11 +122,13 @@ class StatisticsAccumulator:
         self.gate_act_abs.index_add_(0, tokens.sample_ids, gate.abs())
         self.gate_act_signed.index_add_(0, tokens.sample_ids, gate)
         self.tokens_per_sample += torch.bincount(tokens.sample_ids, minlength=len(self.tokens_per_sample))
+        self.neuron_act_sum += neuron_act.float().sum(dim=0, dtype=torch.float64)
         self.neuron_act_squared += neuron_act.float().square().sum(dim=0, dtype=torch.float64)
         strongest = gate[tokens.marked].abs().topk(self.num_markers, dim=1).indices
         self.marker_count += torch.bincount(strongest.flatten(), minlength=len(self.marker_count))
         self.num_marked += int(tokens.marked.sum())
         self.probes.append(x[tokens.probe].float())
+        self.probe_domains.append(self.sample_domains[tokens.sample_ids[tokens.probe]])
 
     def finish(self, where: str) -> LayerStatistics:
         """The statistics.
@@ -131,9 +147,12 @@ class StatisticsAccumulator:
             self.gate_act_signed,
             self.tokens_per_sample,
             contribution,
+            self.neuron_act_sum,
+            self.neuron_act_squared,
             self.marker_count,
             torch.tensor([self.num_marked]),
             torch.cat(self.probes),
+            torch.cat(self.probe_domains),
         )
 
 
@@ -160,8 +179,8 @@ class StatisticsFolder(Sequence[LayerStatistics]):
         """Write one layer's statistics beside and rename, so that a file that exists is complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._file(layer).with_suffix(".partial")
-        tensors = {field.name: getattr(statistics, field.name).contiguous() for field in fields(statistics)}
-        save_file(tensors, partial)
+        tensors = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, partial)
         partial.replace(self._file(layer))
 
     def _file(self, layer: int) -> Path:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
-from expertweaver.methods.base import LayerDesign
-from expertweaver.modeling.values import GLUWeights
+from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.registry import load_module

@@ -17,9 +17,8 @@ from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
-from expertweaver.methods.base import LayerDesign
 from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, chosen_mask, sigmoid_scores
-from expertweaver.modeling.values import GLUWeights, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
 
 MAX_ABS_LOGIT = 6e-3

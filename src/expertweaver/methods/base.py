@@ -7,36 +7,18 @@ line of the module's docstring is its description.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.modeling.values import GLUWeights, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
 from expertweaver.registry import load_module
-
-
-@dataclass(frozen=True)
-class LayerDesign:
-    """What a method decides for one layer.
-
-    Attributes:
-        partition: Who owns which neurons.
-        router: Which experts run.
-        down: A repaired down_proj [H, F] to write instead of the source's; None keeps the source's.
-        measures: Numbers for the record, by name.
-    """
-
-    partition: Partition
-    router: Router
-    down: Tensor | None = None
-    measures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import LayerDesign, remaining_neurons
-from expertweaver.modeling.values import GLUWeights, Partition
+from expertweaver.methods.base import remaining_neurons
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition
 from expertweaver.partition.allocation import (
     Allocation,
     allocate_shared,

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import LayerDesign, equal_experts
-from expertweaver.modeling.values import GLUWeights, Partition
+from expertweaver.methods.base import equal_experts
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection, Seed

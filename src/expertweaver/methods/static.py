@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import LayerDesign, equal_experts
-from expertweaver.modeling.values import GLUWeights, Partition, Router
+from expertweaver.methods.base import equal_experts
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
@@ -73,4 +73,4 @@ def design(
     exact = weights.to(torch.float32)
     running = torch.zeros(weights.num_neurons).index_fill_(0, ranking[: budget.active_slices * budget.slice_width], 1.0)
     repaired = repair_ffn(statistics.probe_inputs, exact, lambda tokens: running)
-    return LayerDesign(partition, router, repaired.down, repaired.measures(exact.down))
+    return LayerDesign(partition, router, repaired.down, measures=repaired.measures(exact.down))

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import LayerDesign, remaining_neurons
+from expertweaver.methods.base import remaining_neurons
 from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
-from expertweaver.modeling.values import GLUWeights, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
@@ -94,7 +94,7 @@ def design(
     if not options.repair:
         return LayerDesign(partition, router)
     repaired = repair_ffn(x, exact, lambda tokens: _running_neurons(tokens, router, partition, weights.num_neurons))
-    return LayerDesign(partition, router, repaired.down, repaired.measures(exact.down))
+    return LayerDesign(partition, router, repaired.down, measures=repaired.measures(exact.down))
 
 
 def _divide(

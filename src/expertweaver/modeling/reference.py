@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from expertweaver.modeling.values import GLUWeights, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, NeuronRouter, Partition, Router
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -100,3 +100,47 @@ def sparse_ffn(
             part = part * routing_weights[tokens, expert, None]
         output = output.index_add(0, tokens, part)
     return output
+
+
+def running_neurons(x: Tensor, gate_act: Tensor, neuron_act: Tensor, design: LayerDesign, down: Tensor) -> Tensor:
+    """Which neurons a design runs on which tokens, [T, F] bool.
+
+    Args:
+        x: Inputs [T, H].
+        gate_act: Of all neurons [T, F].
+        neuron_act: Of all neurons [T, F].
+        design: Partition and router of any kind; a neuron of several chosen experts runs once.
+        down: The source's down_proj [H, F], which an oracle of contributions looks at.
+    """
+    router, partition = design.router, design.partition
+    if isinstance(router, NeuronOracle):
+        strength = gate_act.abs() if router.rank == "gate" else neuron_act.abs() * down.norm(dim=0)
+        return chosen_mask(strength.topk(router.num_neurons, dim=1).indices, strength.shape[1])
+    if isinstance(router, NeuronRouter):
+        scores = neuron_act[:, router.neurons].abs()
+        chosen = torch.sort(scores, dim=-1, descending=True, stable=True).indices[:, : router.num_experts_per_tok]
+    else:
+        chosen = choose_experts(x, router)
+    return owned_neurons(chosen_mask(chosen, partition.num_experts), partition, neuron_act.shape[1])
+
+
+def owned_neurons(experts: Tensor, partition: Partition, num_neurons: int) -> Tensor:
+    """The shared neurons and those of the experts that run: experts [T, E] bool to neurons [T, F] bool."""
+    owner = torch.zeros(partition.num_experts, num_neurons)
+    for expert, neurons in enumerate(partition.expert_neurons):
+        owner[expert, neurons] = 1
+    running = experts.float() @ owner > 0
+    running[:, partition.shared_neurons] = True
+    return running
+
+
+def designed_ffn(x: Tensor, weights: GLUWeights, design: LayerDesign, act: Activation) -> Tensor:
+    """The FFN that a design makes of a dense one, with weight one for every expert: [T, H] to [T, H].
+
+    It holds what stock formats cannot: any router, unequal or overlapping experts, an output bias.
+    """
+    gate_act, neuron_act = neuron_activations(x, weights, act)
+    running = running_neurons(x, gate_act, neuron_act, design, weights.down)
+    down = weights.down if design.down is None else design.down
+    output = (neuron_act * running) @ down.T
+    return output if design.bias is None else output + design.bias

@@ -1,10 +1,10 @@
-"""The values that the maths passes around: a GLU's weights, a partition of its neurons, a router."""
+"""The values that the maths passes around: a GLU's weights, a partition of its neurons, a router, a design."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,8 @@ class GLUWeights:
 class Partition:
     """Which neurons are shared (always on) and which belong to each routed expert: id vectors, int64.
 
+    Equal widths and experts that do not overlap are what stock formats want, not what the type demands.
+
     Attributes:
         shared_neurons: [S].
         expert_neurons: E vectors [I_e].
@@ -70,3 +72,48 @@ class Router:
     bias: Tensor
     num_experts_per_tok: int
     is_stored_form: bool = False
+
+
+@dataclass(frozen=True)
+class NeuronRouter:
+    """Scores each expert by |gate_act * up_value| of one neuron that speaks for it; no stock format can hold it.
+
+    Attributes:
+        neurons: Id of each expert's neuron, [E] int64.
+        num_experts_per_tok: K.
+    """
+
+    neurons: Tensor
+    num_experts_per_tok: int
+
+
+@dataclass(frozen=True)
+class NeuronOracle:
+    """Runs each token's strongest neurons, which it knows only by running all of them: a bound, not a router.
+
+    Attributes:
+        rank: By |gate_act|, or by contribution: |neuron_act| times the norm of the down column.
+        num_neurons: Neurons that run on each token.
+    """
+
+    rank: Literal["gate", "contribution"]
+    num_neurons: int
+
+
+@dataclass(frozen=True)
+class LayerDesign:
+    """What a method decides for one layer.
+
+    Attributes:
+        partition: Who owns which neurons; with an oracle, which has no experts, every neuron is in the one expert.
+        router: Which experts run.
+        down: A repaired down_proj [H, F] to write instead of the source's; None keeps the source's.
+        bias: Added to the FFN's output, [H]; None for none. No stock format can hold it.
+        measures: Numbers for the record, by name.
+    """
+
+    partition: Partition
+    router: Router | NeuronRouter | NeuronOracle
+    down: Tensor | None = None
+    bias: Tensor | None = None
+    measures: Mapping[str, float | None] = field(default_factory=dict)

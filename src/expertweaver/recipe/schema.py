@@ -54,11 +54,32 @@ class MethodSection(Section):
     """What every method's own section derives from: `name` chooses the method, the rest are its options."""
 
     name: str
+    repair: bool = Field(default=False, description="Repair down_proj by least squares, layer after layer.")
 
     @property
     def num_probes(self) -> int:
         """Calibration tokens whose FFN inputs are kept for `design`; a method that fits on them asks for more."""
         return 2048
+
+    @property
+    def reads_traffic(self) -> bool:
+        """Whether `design` is given the traffic of its layer in the model converted so far, not statistics."""
+        return False
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether layers are converted one after the other, each on what the earlier ones now put out."""
+        return self.reads_traffic or self.repair
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the statistics need gradients of the loss on the calibration text."""
+        return False
+
+    @property
+    def beyond_stock(self) -> str | None:
+        """What of the design no stock format can hold, in words; such a method is compared, not exported."""
+        return None
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """Bytes that designing a layer needs beyond its weights and statistics."""

@@ -5,9 +5,8 @@ import torch
 
 from expertweaver.formats.base import Layout, uniform_layout
 from expertweaver.formats.glm4_moe import MAX_ABS_LOGIT, fold_router, reference_routing, store_layer
-from expertweaver.methods.base import LayerDesign
 from expertweaver.modeling.reference import choose_experts
-from expertweaver.modeling.values import Partition, Router
+from expertweaver.modeling.values import LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.router.ridge import RidgeRegressor

@@ -10,7 +10,7 @@ from support.statistics import fake_layers
 
 from expertweaver.errors import RecipeError
 from expertweaver.methods import expertweaver, random, static
-from expertweaver.methods.base import LayerDesign
+from expertweaver.modeling.values import LayerDesign
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.loading import make_recipe
 

@@ -7,9 +7,8 @@ import torch
 
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
 from expertweaver.methods import expertweaver, static, weave
-from expertweaver.methods.base import LayerDesign
 from expertweaver.modeling.reference import activation, choose_experts, dense_ffn, neuron_activations, sparse_ffn
-from expertweaver.modeling.values import GLUWeights
+from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import Recipe, SourceSection
 
@@ -40,7 +39,7 @@ def weights() -> GLUWeights:
 def statistics(weights: GLUWeights) -> LayerStatistics:
     x = inputs(4000, seed=1)
     ids = torch.arange(4000) // 200
-    measured = StatisticsAccumulator(weights, 20, 32)
+    measured = StatisticsAccumulator(weights, torch.arange(20) % 2, 32)
     everything = torch.ones(4000, dtype=torch.bool)
     measured.add(TokenBatch(ids, everything, everything), x, *neuron_activations(x, weights, ACT))
     return measured.finish("made up")
