@@ -160,10 +160,15 @@ def _run_checks(
 def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
     import torch
 
-    from expertweaver.errors import ArchitectureError
+    from expertweaver.errors import ArchitectureError, Problem
     from expertweaver.formats.base import load_format
 
-    problems = load_format(recipe.output.format).check(dense, getattr(torch, dtype))
+    name, method = recipe.output.format, recipe.method
+    problems = load_format(name).check(dense, getattr(torch, dtype))
+    if method.beyond_stock is not None:
+        fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
+        expected = f"what the format {name} can hold"
+        problems.append(Problem(f"method {method.name}", expected, method.beyond_stock, fix))
     if problems:
         raise ArchitectureError(*problems)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,7 +21,7 @@ class FakeLayer:
 
 
 def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int = 12, seed: int = 0) -> list[FakeLayer]:
-    """Random FFNs on samples whose inputs have means of their own."""
+    """Random FFNs on samples of two domains whose inputs have means of their own; gradients are random numbers."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for _ in range(num_layers):
@@ -33,5 +33,7 @@ def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int 
         gate_act, neuron_act = neuron_activations(x, weights, activation("silu"))
         everything = torch.ones(len(ids), dtype=torch.bool)
         measured.add(TokenBatch(ids, everything, everything), x, gate_act, neuron_act)
-        layers.append(FakeLayer(weights, measured.finish("fake"), x))
+        weight_saliency, act_saliency = torch.rand(2, neurons, generator=generator, dtype=torch.float64)
+        found = replace(measured.finish("fake"), weight_saliency=weight_saliency, act_saliency=act_saliency)
+        layers.append(FakeLayer(weights, found, x))
     return layers
