@@ -202,7 +202,20 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     extra = recipe.method.extra_memory(
         hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
     )
-    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + max(batch, extra) + embeddings
+    batch = max(batch, extra, _gradient_bytes(dense, recipe, tokens))
+    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + batch + embeddings
+
+
+def _gradient_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    """Hidden states entering every layer, in float32, and the graph of a batch of one layer."""
+    if not recipe.method.needs_gradients:
+        return 0
+    from expertweaver.calibration.gradients import BATCH_TOKENS
+
+    dims = dense.dims
+    states = (dims.num_hidden_layers + 2) * min(tokens, recipe.method.gradient_tokens) * dims.hidden_size
+    graph = BATCH_TOKENS * (6 * dims.intermediate_size + 12 * dims.hidden_size)
+    return 4 * (states + graph + 9 * dims.intermediate_size * dims.hidden_size + 2 * dims.hidden_size**2)
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
@@ -236,6 +249,8 @@ def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> floa
     for _ in range(3):
         torch.mm(matrix, matrix)
     rate = 3 * 2 * size**3 / (time.perf_counter() - start)
+    if recipe.method.needs_gradients:  # two passes forward, and one backward that costs as much as two
+        tokens += 4 * min(tokens, recipe.method.gradient_tokens)
     return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
 
 
