@@ -207,15 +207,16 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
 
 
 def _gradient_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
-    """Hidden states entering every layer, in float32, and the graph of a batch of one layer."""
+    """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""
     if not recipe.method.needs_gradients:
         return 0
-    from expertweaver.calibration.gradients import BATCH_TOKENS
+    from expertweaver.calibration.gradients import BATCH_TOKENS, HEAD_TOKENS
 
     dims = dense.dims
     states = (dims.num_hidden_layers + 2) * min(tokens, recipe.method.gradient_tokens) * dims.hidden_size
     graph = BATCH_TOKENS * (6 * dims.intermediate_size + 12 * dims.hidden_size)
-    return 4 * (states + graph + 9 * dims.intermediate_size * dims.hidden_size + 2 * dims.hidden_size**2)
+    graph += 9 * dims.intermediate_size * dims.hidden_size + 2 * dims.hidden_size**2
+    return 4 * (states + max(graph, 3 * HEAD_TOKENS * dims.vocab_size))
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:

@@ -132,8 +132,9 @@ class _Backward:
     """Stands in a layer as its FFN, and gathers the gradients of one batch after the other."""
 
     def __init__(self, weights: GLUWeights, act: Activation) -> None:
-        self.parts = tuple(part.clone().requires_grad_() for part in (weights.gate, weights.up, weights.down))
-        self.weights = GLUWeights(*self.parts, weights.hidden_act)
+        gate, up, down = (part.clone().requires_grad_() for part in (weights.gate, weights.up, weights.down))
+        self.parts = (gate, up, down)
+        self.weights = GLUWeights(gate, up, down, weights.hidden_act)
         self.act = act
         self.neuron_act = self.output = torch.empty(0)
         hidden_size, num_neurons = weights.down.shape

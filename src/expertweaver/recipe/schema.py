@@ -72,18 +72,18 @@ class MethodSection(Section):
         return self.reads_traffic or self.repair
 
     @property
-    def needs_gradients(self) -> bool:
-        """Whether the statistics need gradients of the loss on the calibration text."""
-        return False
-
-    @property
     def gradient_tokens(self) -> int:
         """Calibration tokens that gradients are taken on, at most; unused unless `needs_gradients`."""
         return 16384
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether the statistics need gradients of the loss on the calibration text."""
+        return False
+
+    @property
     def is_oracle(self) -> bool:
-        """Whether the design knows every activation of a token before it chooses: a bound, not something to serve."""
+        """Whether the method looks at what it would have to skip: a bound for others, not a way to convert."""
         return False
 
     @property

@@ -10,7 +10,7 @@ from support.statistics import fake_layers
 
 from expertweaver.errors import RecipeError
 from expertweaver.methods import expertweaver, random, static
-from expertweaver.modeling.values import LayerDesign
+from expertweaver.modeling.values import LayerDesign, Router
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.loading import make_recipe
 
@@ -35,6 +35,7 @@ def test_shared_neurons_have_the_highest_mean_absolute_gate_activation() -> None
 
 def test_the_router_is_the_mean_gate_row_of_each_expert() -> None:
     found = paper_design()
+    assert isinstance(found.router, Router)
     for weight, neurons in zip(found.router.weight, found.partition.expert_neurons, strict=True):
         assert torch.allclose(weight, LAYERS[0].weights.gate[neurons].mean(dim=0))
     assert not found.router.bias.any()
@@ -80,6 +81,7 @@ def test_static_always_runs_the_neurons_of_highest_contribution() -> None:
     statistics, weights = LAYERS[0].statistics, LAYERS[0].weights
     allocation = static.allocate(static.Options(), [statistics], BUDGET)[0]
     found = static.design(static.Options(), 0, statistics, weights, allocation, BUDGET)
+    assert isinstance(found.router, Router)
     best = set(found.router.bias.topk(found.router.num_experts_per_tok).indices.tolist())
     running = set(found.partition.shared_neurons.tolist())
     running |= {n for e in best for n in found.partition.expert_neurons[e].tolist()}

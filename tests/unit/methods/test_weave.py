@@ -8,7 +8,7 @@ import torch
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
 from expertweaver.methods import expertweaver, static, weave
 from expertweaver.modeling.reference import activation, choose_experts, dense_ffn, neuron_activations, sparse_ffn
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Router
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import Recipe, SourceSection
 
@@ -57,6 +57,7 @@ def error(found: LayerDesign, weights: GLUWeights) -> float:
     down = weights.down if found.down is None else found.down
     served = GLUWeights(weights.gate, weights.up, down)
     experts = [served.slice(neurons) for neurons in found.partition.expert_neurons]
+    assert isinstance(found.router, Router)
     output = sparse_ffn(x, served.slice(found.partition.shared_neurons), experts, choose_experts(x, found.router), ACT)
     wanted = dense_ffn(x, weights, ACT)
     return float((output - wanted).square().sum() / wanted.square().sum())
