@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.statistics import fake_layers
 
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
 from expertweaver.methods import cmoe
 from expertweaver.modeling.reference import activation, neuron_activations, running_neurons
 from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronRouter
+from expertweaver.partition.allocation import Allocation
+from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
 
 GROUPS, WIDTH, ALWAYS = 6, 4, 4
@@ -79,6 +82,26 @@ def test_the_expert_of_a_tokens_own_group_runs(statistics: LayerStatistics, weig
     own.scatter_(1, ORDER[:-ALWAYS].view(GROUPS, WIDTH)[group], True)
     own[:, ORDER[-ALWAYS:]] = True
     assert torch.equal(running, own)
+
+
+def test_clustering_starts_at_the_routed_neurons_marked_most_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    [layer] = fake_layers(num_layers=1, neurons=48)
+    started: list[torch.Tensor] = []
+
+    def watch(features: torch.Tensor, num_clusters: int, *, seed: int, start: torch.Tensor) -> list[torch.Tensor]:
+        started.append(start)
+        return balanced_kmeans(features, num_clusters, seed=seed, start=start)
+
+    monkeypatch.setattr(cmoe, "balanced_kmeans", watch)
+    found = cmoe.design(cmoe.Options(), 0, layer.statistics, layer.weights, Allocation(2), SliceBudget(8, 6, 4))
+    strength = neuron_activations(layer.statistics.probe_inputs, layer.weights, ACT)[1].abs()
+    rate = torch.bincount(strength.topk(10, dim=1).indices.flatten(), minlength=48)
+    shared = found.partition.shared_neurons
+    assert set(shared.tolist()) == set(rate.sort(descending=True, stable=True).indices[:12].tolist())
+    rest = torch.tensor(sorted(set(range(48)) - set(shared.tolist())))
+    chosen = rate[rest[started[0]]].sort().values
+    assert torch.equal(chosen, rate[rest].sort().values[-6:])
+    assert chosen[0] > rate[rest].min()
 
 
 @pytest.mark.parametrize(("active", "share", "shared"), [(6, 0.5, 3), (6, 0.0, 1), (6, 1.0, 5), (1, 0.5, 0)])
