@@ -155,7 +155,7 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
     """Statistics of the dense model; none for a method that reads the traffic of the converted one instead."""
     if todo.recipe.method.reads_traffic:
         return ()
-    num_layers = todo.dense.dims.num_hidden_layers
+    num_layers, method = todo.dense.dims.num_hidden_layers, todo.recipe.method
     statistics = StatisticsFolder(scratch / "statistics", num_layers)
     with progress.stage("calibrating", num_layers) as step:
         profile_layers(
@@ -163,9 +163,10 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
             calibration,
             statistics,
             compute_dtype=getattr(torch, todo.recipe.calibration.compute_dtype),
-            num_probes=todo.recipe.method.num_probes,
+            num_probes=method.num_probes,
             num_markers=todo.budget.active_slices * todo.budget.slice_width,
             scratch=scratch,
+            gradient_tokens=method.gradient_tokens if method.needs_gradients else None,
             on_layer=lambda layer: step(),
         )
     return statistics

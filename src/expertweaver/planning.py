@@ -163,10 +163,15 @@ def _run_checks(
 def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
     import torch
 
-    from expertweaver.errors import ArchitectureError
+    from expertweaver.errors import ArchitectureError, Problem
     from expertweaver.formats.base import load_format
 
-    problems = load_format(recipe.output.format).check(dense, getattr(torch, dtype))
+    name, method = recipe.output.format, recipe.method
+    problems = load_format(name).check(dense, getattr(torch, dtype))
+    if method.beyond_stock is not None:
+        fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
+        expected = f"what the format {name} can hold"
+        problems.append(Problem(f"method {method.name}", expected, method.beyond_stock, fix))
     if problems:
         raise ArchitectureError(*problems)
 
@@ -201,8 +206,21 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
         hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
     )
     repair = 2 * 8 * dims.intermediate_size**2 + batch if recipe.method.repair else 0
-    work = max(batch, extra, repair)
+    work = max(batch, extra, repair, _gradient_bytes(dense, recipe, tokens))
     return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + work + embeddings
+
+
+def _gradient_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""
+    if not recipe.method.needs_gradients:
+        return 0
+    from expertweaver.calibration.gradients import BATCH_TOKENS, HEAD_TOKENS
+
+    dims = dense.dims
+    states = (dims.num_hidden_layers + 2) * min(tokens, recipe.method.gradient_tokens) * dims.hidden_size
+    graph = BATCH_TOKENS * (6 * dims.intermediate_size + 12 * dims.hidden_size)
+    graph += 9 * dims.intermediate_size * dims.hidden_size + 2 * dims.hidden_size**2
+    return 4 * (states + max(graph, 3 * HEAD_TOKENS * dims.vocab_size))
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
@@ -238,6 +256,8 @@ def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> floa
     for _ in range(3):
         torch.mm(matrix, matrix)
     rate = 3 * 2 * size**3 / (time.perf_counter() - start)
+    if recipe.method.needs_gradients:  # two passes forward, and one backward that costs as much as two
+        tokens += 4 * min(tokens, recipe.method.gradient_tokens)
     return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
 
 

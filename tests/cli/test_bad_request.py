@@ -104,7 +104,7 @@ VALUES = (
     ),
     Case(
         "an option of another method",
-        Complaint("method.tau", "a known key", "'tau'", "Known: name, num_shared_slices, seed"),
+        Complaint("method.tau", "a known key", "'tau'", "Known: name, num_shared_slices, repair, seed"),
         arguments=("--method", "random", "--set", "method.tau=0.5"),
         error="RecipeError",
         exit_code=2,
@@ -124,6 +124,24 @@ FILES = (
         error="RecipeError",
         exit_code=2,
     ),
+)
+
+
+def beyond_stock(method: str, found: str, fix: str, *settings: str) -> Case:
+    """A method whose design no checkpoint can hold."""
+    words = Complaint(f"method {method}", "what the format glm4_moe can hold", found, f"`expertweaver compare`, {fix}")
+    arguments = ("--method", method, *(word for setting in settings for word in ("--set", setting)))
+    return Case(" ".join(("beyond", method, *settings)), words, arguments=arguments, error="ArchitectureError")
+
+
+BEYOND = (
+    beyond_stock("abstopk", "an oracle's knowledge", "or set method.name=weave."),
+    beyond_stock("contribution_oracle", "an oracle's knowledge", "or set method.name=weave."),
+    beyond_stock("cmoe", "|gate_act * up_value| of one neuron", "or set method.name=weave."),
+    beyond_stock("read_me", "overlapping experts", "or set method.name=weave."),
+    beyond_stock("flap", "an output bias", "or set method.bias=false and method.scope=uniform."),
+    beyond_stock("flap", "layers of unequal width", "or set method.bias", "method.bias=false", "method.scope=global"),
+    beyond_stock("flap", "an output bias and layers of unequal width", "or set method.bias", "method.scope=global"),
 )
 
 SEVERAL = (
@@ -162,10 +180,10 @@ SEVERAL = (
     ),
 )
 
-CASES = (*BUDGETS, *VALUES, *FILES, *SEVERAL)
+CASES = (*BUDGETS, *VALUES, *FILES, *BEYOND, *SEVERAL)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name[:40] for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[case.name[:60] for case in CASES])
 def test_a_request_that_makes_no_sense_is_refused(case: Case, bench: Bench) -> None:
     check_refused(case, bench)
 

@@ -19,12 +19,18 @@ from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.formats.glm4_moe import set_all_experts_on
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
+from expertweaver.recipe.schema import method_options
 from expertweaver.registry import module_names
 
 REPAIRING = {"weave"}
+STOCK = [name for name in module_names("methods") if method_options(name)(name=name).beyond_stock is None]
 
 
-@pytest.fixture(params=module_names("methods"), scope="module")
+def test_some_methods_are_exported_and_some_are_not() -> None:
+    assert {"expertweaver", "weave", "static", "random"} < set(STOCK) < set(module_names("methods"))
+
+
+@pytest.fixture(params=STOCK, scope="module")
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """A folder, the source in it, and the settings of one method."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
-from expertweaver.modeling.reference import activation, neuron_activations
+from expertweaver.calibration.traffic import LayerTraffic, judging_tokens
+from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
 from expertweaver.modeling.values import GLUWeights
 
 
@@ -19,9 +20,22 @@ class FakeLayer:
     statistics: LayerStatistics
     inputs: torch.Tensor
 
+    @property
+    def traffic(self) -> LayerTraffic:
+        """The same inputs as they pass the layer, with what the dense FFN puts out as the target."""
+        return fake_traffic(self.inputs, self.weights)
+
+
+def fake_traffic(inputs: torch.Tensor, weights: GLUWeights) -> LayerTraffic:
+    """Inputs [T, H] in one row, on a residual stream of zeros."""
+    x = inputs[None]
+    valid = torch.ones(x.shape[:2], dtype=torch.bool)
+    wanted = dense_ffn(x, weights, activation(weights.hidden_act))
+    return LayerTraffic(x, torch.zeros_like(x), wanted, valid, judging_tokens(valid))
+
 
 def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int = 12, seed: int = 0) -> list[FakeLayer]:
-    """Random FFNs on samples whose inputs have means of their own."""
+    """Random FFNs on samples of two domains whose inputs have means of their own; gradients are random numbers."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for _ in range(num_layers):
@@ -33,5 +47,7 @@ def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int 
         gate_act, neuron_act = neuron_activations(x, weights, activation("silu"))
         everything = torch.ones(len(ids), dtype=torch.bool)
         measured.add(TokenBatch(ids, everything, everything), x, gate_act, neuron_act)
-        layers.append(FakeLayer(weights, measured.finish("fake"), x))
+        weight_saliency, act_saliency = torch.rand(2, neurons, generator=generator, dtype=torch.float64)
+        found = replace(measured.finish("fake"), weight_saliency=weight_saliency, act_saliency=act_saliency)
+        layers.append(FakeLayer(weights, found, x))
     return layers

@@ -55,7 +55,7 @@ def all_text() -> str:
 
 
 def known_keys() -> dict[Key, FieldInfo]:
-    """Every recipe key of the code."""
+    """Every recipe key of the code; what a method has as every method does, it does not have again."""
     keys: dict[Key, FieldInfo] = {}
     for section, field in Recipe.model_fields.items():
         model = MethodSection if section == "method" else field.annotation
@@ -63,8 +63,9 @@ def known_keys() -> dict[Key, FieldInfo]:
         assert issubclass(model, BaseModel)
         keys |= {(None, f"{section}.{name}"): inner for name, inner in model.model_fields.items()}
     for method in module_names("methods"):
-        options = method_options(method).model_fields
-        keys |= {(method, f"method.{name}"): field for name, field in options.items() if name != "name"}
+        options = method_options(method)
+        own = [name for name in options.model_fields if name in vars(options)["__annotations__"] and name != "name"]
+        keys |= {(method, f"method.{name}"): options.model_fields[name] for name in own}
     return keys
 
 
@@ -156,6 +157,8 @@ def test_the_keys_of_the_code_are_seen() -> None:
     known = known_keys()
     assert (None, "budget.mlp_sparsity") in known
     assert ("expertweaver", "method.tau") in known
+    assert (None, "method.repair") in known
+    assert ("random", "method.repair") not in known
     assert {section for _, key in known for section in [key.split(".")[0]]} == set(Recipe.model_fields)
 
 

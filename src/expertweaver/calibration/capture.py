@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from expertweaver.calibration.gradients import layer_gradients
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder, TokenBatch
 from expertweaver.dense.model import DenseModel
@@ -35,6 +37,7 @@ def profile_layers(
     num_markers: int,
     num_probes: int,
     scratch: Path,
+    gradient_tokens: int | None = None,
     on_layer: Callable[[int], None] = lambda layer: None,
 ) -> None:
     """Fill `statistics` for every layer; layers already there are run through but not measured again.
@@ -47,14 +50,17 @@ def profile_layers(
         num_markers: How many neurons count as the strongest of a token.
         num_probes: Tokens whose FFN inputs are kept.
         scratch: Folder for hidden states that are too large for memory.
+        gradient_tokens: Tokens that gradients of the loss are taken on first, at most; None for no gradients. A pass
+            that is continued takes them again, down to the first layer that is missing.
         on_layer: Called after each layer, for progress.
 
     Raises:
-        CalibrationError: Activations that are not finite.
+        CalibrationError: Activations or gradients that are not finite.
     """
     missing = [layer for layer in range(len(statistics)) if not statistics.has(layer)]
     if not missing:
         return
+    saliencies = {} if gradient_tokens is None else _saliencies(dense, calibration, gradient_tokens, missing[0])
     runner = LayerRunner(dense, compute_dtype)
     hidden = embed_all(runner, calibration, scratch)
     probe_mask = calibration.probe_mask(num_probes)
@@ -66,8 +72,21 @@ def profile_layers(
         )
         _run_layer(runner, layer, weights, hidden, calibration, (probe_mask, marked_mask), measured)
         if measured is not None:
-            statistics.save(layer, measured.finish(f"{dense.folder.name}, layer {layer}"))
+            found = measured.finish(f"{dense.folder.name}, layer {layer}")
+            statistics.save(layer, replace(found, **saliencies.get(layer, {})))
         on_layer(layer)
+
+
+def _saliencies(
+    dense: DenseModel, calibration: CalibrationSet, num_tokens: int, first_layer: int
+) -> dict[int, dict[str, Tensor]]:
+    """The saliencies of each layer from `first_layer` on, by their names in LayerStatistics."""
+    saliencies = {}
+    for found in layer_gradients(dense, calibration, num_tokens):
+        saliencies[found.layer] = {"weight_saliency": found.weight_saliency, "act_saliency": found.act_saliency}
+        if found.layer == first_layer:
+            break
+    return saliencies
 
 
 def embed_all(

@@ -74,7 +74,7 @@ class LayerRunner:
         module.load_state_dict(weights, strict=True, assign=True)
         yield module.eval()
 
-    def run(self, module: Any, hidden: Tensor, sample_ids: Tensor, ffn: FFN) -> Tensor:
+    def run(self, module: Any, hidden: Tensor, sample_ids: Tensor, ffn: FFN, *, with_graph: bool = False) -> Tensor:
         """Run one layer on hidden states [B, T, H]; attention stays inside a sample.
 
         Args:
@@ -82,9 +82,10 @@ class LayerRunner:
             hidden: Hidden states entering the layer.
             sample_ids: Sample of each token [B, T]; -1 is padding, which sees only itself.
             ffn: Called with the normalised FFN inputs [B, T, H].
+            with_graph: Let the result be differentiated.
         """
         module.mlp.ffn = ffn
-        return run_layer(module, self.rotary, hidden, sample_ids)
+        return run_layer(module, self.rotary, hidden, sample_ids, with_graph=with_graph)
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.
@@ -126,10 +127,12 @@ def rotary_of(skeleton: Any) -> nn.Module:
     return type(rotary)(config=rotary.config)
 
 
-def run_layer(module: nn.Module, rotary: nn.Module, hidden: Tensor, sample_ids: Tensor) -> Tensor:
+def run_layer(
+    module: nn.Module, rotary: nn.Module, hidden: Tensor, sample_ids: Tensor, *, with_graph: bool = False
+) -> Tensor:
     """Run a stock decoder layer on hidden states [B, T, H]; attention stays inside a sample [B, T]."""
     cos_sin = rotary(hidden, positions_in_samples(sample_ids))
-    with torch.inference_mode():
+    with torch.inference_mode(not with_graph):
         return module(hidden, attention_mask=attention_mask(sample_ids), position_embeddings=cos_sin)
 
 

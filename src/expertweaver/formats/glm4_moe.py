@@ -101,6 +101,8 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
         probe_inputs: FFN inputs that set the range of the router's logits, [P, H].
     """
     partition, router = design.partition, design.router
+    assert isinstance(router, Router), "planning refuses methods that go beyond stock"
+    assert design.bias is None, "likewise"
     in_shared = layout.num_shared_slices * layout.slice_width
     pinned = partition.shared_neurons[in_shared:].view(-1, layout.slice_width)
     weight, bias, scale_log2 = fold_router(router, probe_inputs)

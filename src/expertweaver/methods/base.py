@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
 from expertweaver.registry import load_module
+from expertweaver.router.mean_gate import mean_gate_router
 
 
 class Method(Protocol):
@@ -65,3 +66,59 @@ def remaining_neurons(shared: Tensor, num_neurons: int) -> Tensor:
 def equal_experts(neurons: Tensor, num_experts: int) -> list[Tensor]:
     """Cut an id vector into equal experts, in order; ids ascending inside each."""
     return [part.sort().values for part in neurons.view(num_experts, -1)]
+
+
+def same_shared(wanted: int, num_layers: int, budget: SliceBudget) -> list[Allocation]:
+    """The same number of shared slices in every layer, clipped to what the budget allows."""
+    num_shared = min(wanted, budget.max_shared)
+    clip = None if num_shared == wanted else f"{wanted} shared slices clipped to {num_shared}"
+    return [Allocation(num_shared, clip=clip)] * num_layers
+
+
+def random_order(num_neurons: int, *, seed: int, layer: int) -> Tensor:
+    """Neuron ids in a random order of the layer's own, [n] int64."""
+    return torch.randperm(num_neurons, generator=torch.Generator().manual_seed(seed * 100_003 + layer))
+
+
+def sliced_design(order: Tensor, weights: GLUWeights, allocation: Allocation, budget: SliceBudget) -> LayerDesign:
+    """Cut the neurons in the order given: shared slices first, then equal experts with a mean-gate router.
+
+    Args:
+        order: Every neuron id once, [F].
+        weights: The FFN.
+        allocation: How many slices are shared.
+        budget: The slices.
+    """
+    num_shared = allocation.num_shared * budget.slice_width
+    experts = equal_experts(order[num_shared:], budget.num_slices - allocation.num_shared)
+    router = mean_gate_router(weights.gate, experts, budget.active_slices - allocation.num_shared)
+    return LayerDesign(Partition(order[:num_shared].sort().values, experts), router)
+
+
+def pruned_design(score: Tensor, weights: GLUWeights, allocation: Allocation, budget: SliceBudget) -> LayerDesign:
+    """Static pruning in a form that stock formats hold: the neurons of highest score run on every token.
+
+    The best are shared; those that a format must route are experts that the router's bias always chooses, and the
+    pruned neurons are experts that it never does. Ties go to the lower id.
+
+    Args:
+        score: [F].
+        weights: The FFN.
+        allocation: How many slices are shared.
+        budget: The slices.
+    """
+    ranking = torch.sort(score, descending=True, stable=True).indices
+    num_shared = allocation.num_shared * budget.slice_width
+    num_experts = budget.num_slices - allocation.num_shared
+    num_chosen = budget.active_slices - allocation.num_shared
+    bias = (torch.arange(num_experts) < num_chosen).float()
+    router = Router(torch.zeros(num_experts, weights.gate.shape[1]), bias, num_chosen)
+    partition = Partition(ranking[:num_shared].sort().values, equal_experts(ranking[num_shared:], num_experts))
+    return LayerDesign(partition, router)
+
+
+def gathered(saliency: Tensor | None) -> Tensor:
+    """A gradient statistic that the method asked for through `needs_gradients`."""
+    if saliency is None:
+        raise ValueError("the statistics hold no gradients, which this method's options ask for")
+    return saliency

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import equal_experts
-from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
+from expertweaver.methods.base import pruned_design
+from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
@@ -41,11 +39,4 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """Rank the neurons once, for all tokens."""
-    ranking = torch.sort(evidence.contribution, descending=True, stable=True).indices
-    num_shared = allocation.num_shared * budget.slice_width
-    num_experts = budget.num_slices - allocation.num_shared
-    experts = equal_experts(ranking[num_shared:], num_experts)
-    num_chosen = budget.active_slices - allocation.num_shared
-    bias = (torch.arange(num_experts) < num_chosen).float()
-    router = Router(torch.zeros(num_experts, weights.gate.shape[1]), bias, num_chosen)
-    return LayerDesign(Partition(ranking[:num_shared].sort().values, experts), router)
+    return pruned_design(evidence.contribution, weights, allocation, budget)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import LayerTraffic
-from expertweaver.methods.base import remaining_neurons
+from expertweaver.methods.base import remaining_neurons, same_shared
 from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation, strongest_neurons
@@ -29,6 +29,7 @@ from expertweaver.router.refine import refine_router
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
+SHARED = -1
 SHARED_SHARES = (0.0, 0.0625, 0.125)
 """What `shared_share: auto` tries in every layer; at least one slice is always shared."""
 
@@ -64,11 +65,8 @@ def allocate(
 ) -> list[Allocation]:
     """At least one shared slice in every layer, because stock engines want one; the same share everywhere if given."""
     if options.shared_share == "auto":
-        return [Allocation(min(1, budget.max_shared))] * num_layers
-    wanted = max(1, int(options.shared_share * budget.num_slices + 0.5))
-    num_shared = min(wanted, budget.max_shared)
-    clip = None if num_shared == wanted else f"{wanted} shared slices clipped to {num_shared}"
-    return [Allocation(num_shared, clip=clip)] * num_layers
+        return same_shared(min(1, budget.max_shared), num_layers, budget)
+    return same_shared(max(1, int(options.shared_share * budget.num_slices + 0.5)), num_layers, budget)
 
 
 def design(
@@ -80,19 +78,15 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
-    x, judging = evidence.sample(options.cluster_tokens)
-    exact = weights.to(torch.float32)
-    neuron_act = neuron_activations(x, exact, activation(exact.hidden_act))[1]
-    sample = _Sample(x, judging, neuron_act, exact, contributions(neuron_act, exact.down))
-    regressor = RidgeRegressor(x[~judging], ridge=options.router_ridge)
-    trials = [
-        _Weaver(options, layer, sample, regressor, num_shared, budget).run()
-        for num_shared in _shared_counts(options, allocation, budget)
-    ]
-    best = max(trials, key=lambda trial: trial.captured)
-    num_experts = best.router.weight.shape[0]
-    experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(num_experts)]
-    shared = (best.labels < 0).nonzero().squeeze(-1)
+    sample = _Sample.of(evidence, weights.to(torch.float32), options.cluster_tokens)
+    regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge)
+    counts = _shared_counts(options, allocation, budget)
+    weavers = [_Weaver(options, layer, sample, regressor, num_shared, budget) for num_shared in counts]
+    trials = [weaver.run() for weaver in weavers]
+    place = max(range(len(trials)), key=lambda i: trials[i].captured)
+    best = weavers[place].refined(trials[place])
+    experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(weavers[place].num_experts)]
+    shared = (best.labels == SHARED).nonzero().squeeze(-1)
     return LayerDesign(Partition(shared, experts), best.router, measures={"captured_energy": best.captured})
 
 
@@ -105,20 +99,46 @@ def _shared_counts(options: Options, allocation: Allocation, budget: SliceBudget
 
 @dataclass(frozen=True)
 class _Sample:
-    """The tokens that a layer is divided on: inputs [T, H], which of them judge [T], activations and contributions
-    of all neurons [T, F], the dense FFN.
+    """The tokens that a layer is divided on, and what its neurons do on them, one neuron a row.
+
+    Attributes:
+        x: FFN inputs [T, H].
+        fitting: Tokens to fit on; the others judge, [T] bool.
+        neuron_act: On the fitting tokens, [F, fitting T].
+        energy: Squared contributions on the fitting tokens, [F, fitting T].
+        judging_energy: The same on the judging tokens, [F, judging T].
+        contribution: On the fitting tokens, one token a row, [fitting T, F].
+        down: down_proj [H, F].
     """
 
     x: Tensor
-    judging: Tensor
+    fitting: Tensor
     neuron_act: Tensor
-    weights: GLUWeights
+    energy: Tensor
+    judging_energy: Tensor
     contribution: Tensor
+    down: Tensor
+
+    @staticmethod
+    def of(traffic: LayerTraffic, weights: GLUWeights, num_tokens: int) -> _Sample:
+        x, judging = traffic.sample(num_tokens)
+        neuron_act = neuron_activations(x, weights, activation(weights.hidden_act))[1]
+        contribution = contributions(neuron_act, weights.down)
+        fitting, energy = ~judging, contribution.square().T
+        return _Sample(
+            x,
+            fitting,
+            neuron_act[fitting].T.contiguous(),
+            energy[:, fitting].contiguous(),
+            energy[:, judging].contiguous(),
+            contribution[fitting],
+            weights.down,
+        )
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """An expert for every neuron (-1: shared) [F], the router, and the share of energy captured on judging tokens."""
+    """An expert for every neuron [F], the router, and the share of energy captured on judging tokens."""
 
     labels: Tensor
     router: Router
@@ -141,58 +161,59 @@ class _Weaver:
         self.num_experts = budget.num_slices - num_shared
         self.num_chosen = budget.active_slices - num_shared
         self.active_share = budget.active_slices / budget.num_slices
-        strength = sample.contribution.square().mean(dim=0)
-        self.shared = strongest_neurons(strength, num_shared * budget.slice_width)
-        self.rest = remaining_neurons(self.shared, len(strength))
-        self.fitting = ~sample.judging
-        self.contribution = sample.contribution[:, self.rest]
-        self.neuron_act = sample.neuron_act[self.fitting][:, self.rest]
-        self.down = sample.weights.down[:, self.rest]
+        self.shared = strongest_neurons(sample.energy.mean(dim=1), num_shared * budget.slice_width)
+        self.rest = remaining_neurons(self.shared, len(sample.energy))
+        self.energy = sample.energy[self.rest]
 
     def run(self) -> _Trial:
+        """Cluster, fit, and reassign for some rounds."""
         labels = self._clusters()
-        best, labels = self._trial(labels, self._fitted(labels)), labels
-        trial = best
+        best = trial = self._trial(labels, self._fitted(labels))
         for _ in range(self.options.rounds):
-            reassigned = improve_by_swaps(self._gain(trial.router, self.fitting), labels)
+            gain = captured_energy(self.energy, self._running(trial.router, self.sample.fitting))
+            reassigned = improve_by_swaps(gain, labels)
             if torch.equal(reassigned, labels):
                 break
             labels = reassigned
             trial = self._trial(labels, self._fitted(labels))
             best = max(best, trial, key=lambda t: t.captured)
-        return self._refined(best) if self.options.router_steps and self.num_chosen < self.num_experts else best
+        return best
+
+    def refined(self, best: _Trial) -> _Trial:
+        """The trial with its router refined, unless that captures less."""
+        if self.options.router_steps == 0 or self.num_chosen >= self.num_experts:
+            return best
+        labels, steps = best.labels[self.rest], self.options.router_steps
+        gain = self._norms(labels).square()
+        refined = refine_router(self.regressor, gain, best.router, steps=steps, seed=self.seed)
+        return max(best, self._trial(labels, refined), key=lambda trial: trial.captured)
 
     def _clusters(self) -> Tensor:
         strongest = max(1, round(self.active_share * len(self.rest)))
-        contribution = self.contribution[self.fitting]
-        features = coactivation_features(contribution, strongest, dims=FEATURE_DIMS, seed=self.seed)
+        features = coactivation_features(
+            self.sample.contribution[:, self.rest], strongest, dims=FEATURE_DIMS, seed=self.seed
+        )
         labels = torch.empty(len(self.rest), dtype=torch.int64)
         for expert, neurons in enumerate(balanced_kmeans(features, self.num_experts, seed=self.seed)):
             labels[neurons] = expert
         return labels
 
     def _norms(self, labels: Tensor) -> Tensor:
-        experts = [(labels == expert).nonzero().squeeze(-1) for expert in range(self.num_experts)]
-        return expert_output_norms(self.neuron_act, self.down, experts)
+        experts = [self.rest[labels == expert] for expert in range(self.num_experts)]
+        return expert_output_norms(self.sample.neuron_act, self.sample.down, experts)
 
     def _fitted(self, labels: Tensor) -> Router:
         return self.regressor.fit(self._norms(labels), self.num_chosen)
 
-    def _refined(self, best: _Trial) -> _Trial:
-        labels = best.labels[self.rest]
-        steps, gain = self.options.router_steps, self._norms(labels).square()
-        refined = refine_router(self.regressor, gain, best.router, steps=steps, seed=self.seed)
-        return max(best, self._trial(labels, refined), key=lambda trial: trial.captured)
-
-    def _gain(self, router: Router, tokens: Tensor) -> Tensor:
-        running = chosen_mask(choose_experts(self.sample.x[tokens], router), self.num_experts)
-        return captured_energy(self.contribution[tokens], running)
+    def _running(self, router: Router, tokens: Tensor) -> Tensor:
+        return chosen_mask(choose_experts(self.sample.x[tokens], router), self.num_experts)
 
     def _trial(self, labels: Tensor, router: Router) -> _Trial:
-        judging = self.sample.judging
-        energy = self.sample.contribution[judging].double().square()
-        routed = self._gain(router, judging).gather(1, labels[:, None]).sum()
-        captured = float((energy[:, self.shared].sum() + routed) / energy.sum().clamp_min(1e-30))
-        everywhere = torch.full((energy.shape[1],), -1)
+        energy = self.sample.judging_energy
+        gain = captured_energy(energy[self.rest], self._running(router, ~self.sample.fitting))
+        routed = gain.gather(1, labels[:, None]).sum()
+        shared = energy[self.shared].sum(dtype=torch.float64)
+        captured = float((shared + routed) / energy.sum(dtype=torch.float64).clamp_min(1e-30))
+        everywhere = torch.full((len(energy),), SHARED)
         everywhere[self.rest] = labels
         return _Trial(everywhere, router, captured)

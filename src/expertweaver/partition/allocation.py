@@ -1,7 +1,8 @@
-"""Layer-adaptive shared shares from the spread of activations over samples (ExpertWeaver, step 2)."""
+"""How much each layer shares or keeps: by the spread of activations over samples, or by one threshold for all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ class Allocation:
         tau: The threshold; None likewise.
         clip: What was clipped, in words; None if nothing.
         cv: Coefficients of variation [F]; None likewise.
+        num_kept: Neurons that always run, where a method prunes neurons and layers differ; None where it has slices.
     """
 
     num_shared: int
@@ -31,6 +33,7 @@ class Allocation:
     tau: float | None = None
     clip: str | None = None
     cv: Tensor | None = None
+    num_kept: int | None = None
 
 
 def coefficient_of_variation(profile: Tensor) -> Tensor:
@@ -65,6 +68,28 @@ def allocate_shared(
     if num_shared != wanted:
         clip = f"{wanted} shared slices clipped to {num_shared}, so that {budget.active_slices - num_shared} are routed"
     return Allocation(num_shared, alpha, r, tau, clip, cv)
+
+
+def kept_over_layers(scores: Sequence[Tensor], total: int) -> list[int]:
+    """Divide a number of kept neurons among layers by one threshold on scores that are z-scored within each layer.
+
+    Args:
+        scores: Score of every neuron, [F], for each of the L layers.
+        total: Neurons kept in all layers together; at least L, because every layer keeps its best neuron.
+
+    Returns:
+        Kept neurons of each layer; they sum to `total`. Ties go to the lower layer, then the lower id.
+
+    Source: FLAP (2312.11983), its standardised global structure search.
+    """
+    standard = []
+    for score in scores:
+        values = (score.double() - score.double().mean()) / (score.double().std(correction=0) + EPSILON)
+        values[int(values.argmax())] = torch.inf
+        standard.append(values)
+    owner = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(score) for score in scores]))
+    order = torch.sort(torch.cat(standard), descending=True, stable=True).indices
+    return torch.bincount(owner[order[:total]], minlength=len(scores)).tolist()
 
 
 def strongest_neurons(score: Tensor, count: int) -> Tensor:

@@ -9,7 +9,9 @@ from torch import Tensor
 from expertweaver.errors import PartitionError, Problem
 
 
-def balanced_kmeans(features: Tensor, num_clusters: int, *, seed: int, max_iterations: int = 20) -> list[Tensor]:
+def balanced_kmeans(
+    features: Tensor, num_clusters: int, *, seed: int, max_iterations: int = 20, start: Tensor | None = None
+) -> list[Tensor]:
     """Cluster the rows of `features` into clusters of exactly equal size.
 
     Each round assigns rows greedily: of all (row, cluster) pairs the nearest first, as long as the row is free and
@@ -21,6 +23,7 @@ def balanced_kmeans(features: Tensor, num_clusters: int, *, seed: int, max_itera
         num_clusters: E.
         seed: Of the starting centroids.
         max_iterations: Rounds at most; fewer when the assignment repeats.
+        start: Rows that the centroids start at, [E] int64; None lets k-means++ draw them.
 
     Returns:
         Row ids of each cluster, ascending, int64.
@@ -37,7 +40,8 @@ def balanced_kmeans(features: Tensor, num_clusters: int, *, seed: int, max_itera
         raise PartitionError(Problem("balanced clustering", expected, str(num_clusters), "Change num_slices."))
     rows = features.detach().double().numpy()
     capacity = num_rows // num_clusters
-    centroids = _starting_centroids(rows, num_clusters, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    centroids = _starting_centroids(rows, num_clusters, generator) if start is None else rows[start.numpy()]
     best: tuple[float, np.ndarray] | None = None
     previous = None
     for _ in range(max_iterations):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -25,13 +27,37 @@ def coactivation_features(contribution: Tensor, num_strongest: int, *, dims: int
 
     Source: METHODS, weave step 2.
     """
-    num_tokens, num_neurons = contribution.shape
+    parts = contribution.split(1024)
+    features, counts = marker_features(parts, len(contribution), num_strongest, dims=dims, seed=seed)
+    return features / counts.clamp_min(1).sqrt()[:, None]
+
+
+def marker_features(
+    strength: Iterable[Tensor], num_tokens: int, num_strongest: int, *, dims: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Mark each token's strongest neurons and project every neuron's column of marks to a few dimensions.
+
+    The random projection keeps distances between columns up to about 1 / sqrt(dims), in memory that does not grow
+    with the tokens.
+
+    Args:
+        strength: Batches of tokens, [t, F] each.
+        num_tokens: T, of all batches together.
+        num_strongest: Neurons marked on each token.
+        dims: Width of the projection.
+        seed: Of the projection.
+
+    Returns:
+        Projected columns [F, dims], and how many tokens marked each neuron [F] float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(num_tokens, dims, generator=generator) / dims**0.5
-    features = torch.zeros(num_neurons, dims)
-    counts = torch.zeros(num_neurons)
-    for part, directions in zip(contribution.split(1024), projection.split(1024), strict=True):
+    features, counts, start = torch.zeros(0, dims), torch.zeros(0), 0
+    for part in strength:
+        if start == 0:
+            features, counts = torch.zeros(part.shape[1], dims), torch.zeros(part.shape[1])
         marks = torch.zeros_like(part).scatter_(1, part.topk(num_strongest, dim=1).indices, 1.0)
-        features += marks.T @ directions
+        features += marks.T @ projection[start : start + len(part)]
         counts += marks.sum(dim=0)
-    return features / counts.clamp_min(1).sqrt()[:, None]
+        start += len(part)
+    return features, counts

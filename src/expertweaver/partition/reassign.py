@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 
-def captured_energy(contribution: Tensor, running: Tensor) -> Tensor:
-    """Squared contribution each neuron would make under each expert's tokens.
+def captured_energy(energy: Tensor, running: Tensor) -> Tensor:
+    """Energy each neuron would contribute under each expert's tokens.
 
     Args:
-        contribution: [T, F].
+        energy: Squared contributions, one neuron a row, [F, T].
         running: Which experts run on which tokens, [T, E] bool.
 
     Returns:
-        gain[j, e] = sum over tokens of contribution^2 where e runs, [F, E] float64.
+        gain[j, e] = sum of the energy of j over the tokens where e runs, [F, E] float64.
     """
-    gain = torch.zeros(contribution.shape[1], running.shape[1], dtype=torch.float64)
-    for part, mask in zip(contribution.split(4096), running.split(4096), strict=True):
-        gain += (part.square().T @ mask.to(part.dtype)).double()
+    gain = torch.zeros(energy.shape[0], running.shape[1], dtype=torch.float64)
+    for part, mask in zip(energy.split(4096, dim=1), running.split(4096), strict=True):
+        gain += (part @ mask.to(part.dtype)).double()
     return gain
 
 

@@ -72,14 +72,29 @@ class MethodSection(Section):
         return self.reads_traffic or self.repair
 
     @property
+    def gradient_tokens(self) -> int:
+        """Calibration tokens that gradients are taken on, at most; unused unless `needs_gradients`."""
+        return 16384
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether the statistics need gradients of the loss on the calibration text."""
+        return False
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether the method looks at what it would have to skip: a bound for others, not a way to convert."""
         return False
 
     @property
     def beyond_stock(self) -> str | None:
         """What of the design no stock format can hold, in words; such a method is compared, not exported."""
         return None
+
+    @property
+    def stock_settings(self) -> str:
+        """What to set instead where a stock format cannot hold the design."""
+        return "method.name=weave"
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """Bytes that designing a layer needs beyond its weights and statistics."""

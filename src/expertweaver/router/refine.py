@@ -34,7 +34,7 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
     exact, scale = start.weight.double(), inputs.num_tokens**0.5
     whitened, centre = exact @ inputs.factor / scale, start.bias + exact @ inputs.mean
     weight, bias = _scaled(inputs.whitened, whitened.float(), centre.float())
-    gain = gain / gain.sum(dim=1).mean().clamp_min(1e-30)
+    gain = gain / gain.abs().sum(dim=1).mean().clamp_min(1e-30)
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):

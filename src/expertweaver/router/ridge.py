@@ -12,12 +12,19 @@ from expertweaver.modeling.values import Router
 
 
 def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each expert's output, [T, E], from neuron activations [T, F] and down_proj [H, F]."""
+    """L2 norm of each expert's output, [T, E].
+
+    Args:
+        neuron_act: One neuron a row, [F, T]: rows are what is gathered.
+        down: down_proj [H, F].
+        expert_neurons: Neuron ids of each expert.
+
+    Source: METHODS, weave step 5: the squared norm is h (Wd Wd') h', which never forms the output.
+    """
     norms = []
     for neurons in expert_neurons:
-        columns = down[:, neurons]
-        act = neuron_act[:, neurons]
-        norms.append(((act @ (columns.T @ columns)) * act).sum(dim=1).clamp_min(0).sqrt())
+        columns, act = down[:, neurons], neuron_act[neurons]
+        norms.append(((columns.T @ columns @ act) * act).sum(dim=0).clamp_min(0).sqrt())
     return torch.stack(norms, dim=1)
 
 

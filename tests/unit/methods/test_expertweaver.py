@@ -10,7 +10,7 @@ from support.statistics import fake_layers
 
 from expertweaver.errors import RecipeError
 from expertweaver.methods import expertweaver, random, static
-from expertweaver.modeling.values import LayerDesign
+from expertweaver.modeling.values import LayerDesign, Router
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.loading import make_recipe
 
@@ -20,7 +20,7 @@ LAYERS = fake_layers(num_layers=2, neurons=48)
 
 def paper_design(**options: object) -> LayerDesign:
     chosen = expertweaver.Options.model_validate(options)
-    allocation = expertweaver.allocate(chosen, [LAYERS[0].statistics], BUDGET)[0]
+    allocation = expertweaver.allocate(chosen, [LAYERS[0].statistics], BUDGET, 1)[0]
     return expertweaver.design(chosen, 0, LAYERS[0].statistics, LAYERS[0].weights, allocation, BUDGET)
 
 
@@ -35,6 +35,7 @@ def test_shared_neurons_have_the_highest_mean_absolute_gate_activation() -> None
 
 def test_the_router_is_the_mean_gate_row_of_each_expert() -> None:
     found = paper_design()
+    assert isinstance(found.router, Router)
     for weight, neurons in zip(found.router.weight, found.partition.expert_neurons, strict=True):
         assert torch.allclose(weight, LAYERS[0].weights.gate[neurons].mean(dim=0))
     assert not found.router.bias.any()
@@ -44,7 +45,7 @@ def test_routed_experts_group_neurons_of_like_profile() -> None:
     found = paper_design(alpha_max=0.2)
     profile = LAYERS[0].statistics.profile("abs")
     options = random.Options()
-    allocation = random.allocate(options, [LAYERS[0].statistics], BUDGET)[0]
+    allocation = random.allocate(options, [LAYERS[0].statistics], BUDGET, 1)[0]
     split = random.design(options, 0, LAYERS[0].statistics, LAYERS[0].weights, allocation, BUDGET)
 
     def spread(design: LayerDesign) -> float:
@@ -64,7 +65,7 @@ def test_signed_and_absolute_profiles_differ() -> None:
 def test_tau_auto_is_the_quantile_over_all_layers() -> None:
     statistics = [layer.statistics for layer in LAYERS]
     calm = dataclasses.replace(statistics[0], gate_act_abs=torch.ones_like(statistics[0].gate_act_abs))
-    found = expertweaver.allocate(expertweaver.Options(tau="auto"), [calm, statistics[1]], BUDGET)
+    found = expertweaver.allocate(expertweaver.Options(tau="auto"), [calm, statistics[1]], BUDGET, 2)
     assert found[0].r == 0.0
     assert found[1].r == pytest.approx(1.0, abs=0.05)
     assert found[0].tau == found[1].tau
@@ -78,8 +79,9 @@ def test_impossible_options_are_refused(bad: dict[str, object]) -> None:
 
 def test_static_always_runs_the_neurons_of_highest_contribution() -> None:
     statistics, weights = LAYERS[0].statistics, LAYERS[0].weights
-    allocation = static.allocate(static.Options(), [statistics], BUDGET)[0]
+    allocation = static.allocate(static.Options(), [statistics], BUDGET, 1)[0]
     found = static.design(static.Options(), 0, statistics, weights, allocation, BUDGET)
+    assert isinstance(found.router, Router)
     best = set(found.router.bias.topk(found.router.num_experts_per_tok).indices.tolist())
     running = set(found.partition.shared_neurons.tolist())
     running |= {n for e in best for n in found.partition.expert_neurons[e].tolist()}
@@ -90,7 +92,7 @@ def test_static_always_runs_the_neurons_of_highest_contribution() -> None:
 def test_random_depends_on_seed_and_layer() -> None:
     def first_expert(seed: int, layer: int) -> list[int]:
         options = random.Options(seed=seed)
-        allocation = random.allocate(options, [LAYERS[0].statistics], BUDGET)[0]
+        allocation = random.allocate(options, [LAYERS[0].statistics], BUDGET, 1)[0]
         found = random.design(options, layer, LAYERS[0].statistics, LAYERS[0].weights, allocation, BUDGET)
         return found.partition.expert_neurons[0].tolist()
 

@@ -8,7 +8,7 @@ import torch
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsAccumulator, TokenBatch
 from expertweaver.methods import expertweaver, static, weave
 from expertweaver.modeling.reference import activation, choose_experts, dense_ffn, neuron_activations, sparse_ffn
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Router
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import Recipe, SourceSection
 
@@ -47,7 +47,7 @@ def statistics(weights: GLUWeights) -> LayerStatistics:
 
 def design(module: object, statistics: LayerStatistics, weights: GLUWeights, **options: object) -> LayerDesign:
     chosen = module.Options.model_validate(options)  # type: ignore[attr-defined]
-    allocation = module.allocate(chosen, [statistics], BUDGET)[0]  # type: ignore[attr-defined]
+    allocation = module.allocate(chosen, [statistics], BUDGET, 1)[0]  # type: ignore[attr-defined]
     return module.design(chosen, 0, statistics, weights, allocation, BUDGET)  # type: ignore[attr-defined]
 
 
@@ -57,6 +57,7 @@ def error(found: LayerDesign, weights: GLUWeights) -> float:
     down = weights.down if found.down is None else found.down
     served = GLUWeights(weights.gate, weights.up, down)
     experts = [served.slice(neurons) for neurons in found.partition.expert_neurons]
+    assert isinstance(found.router, Router)
     output = sparse_ffn(x, served.slice(found.partition.shared_neurons), experts, choose_experts(x, found.router), ACT)
     wanted = dense_ffn(x, weights, ACT)
     return float((output - wanted).square().sum() / wanted.square().sum())

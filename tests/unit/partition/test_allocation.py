@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from expertweaver.partition.allocation import allocate_shared, coefficient_of_variation, strongest_neurons
+from expertweaver.partition.allocation import (
+    allocate_shared,
+    coefficient_of_variation,
+    kept_over_layers,
+    strongest_neurons,
+)
 from expertweaver.partition.budget import SliceBudget
 
 BUDGET = SliceBudget(num_slices=64, slice_width=1, active_slices=48)
@@ -62,3 +67,19 @@ def test_relative_to_active_never_clips_at_half() -> None:
 
 def test_strongest_neurons_are_sorted_and_ties_go_to_the_lower_id() -> None:
     assert strongest_neurons(torch.tensor([1.0, 5.0, 5.0, 0.0, 5.0]), 2).tolist() == [1, 2]
+
+
+def test_one_threshold_over_layers_by_hand() -> None:
+    """Scores are compared within their layer first: a layer of large numbers has no advantage."""
+    flat, peaked = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 0.0, 0.0, 800.0])
+    # z-scores: -1.34, -0.45, 0.45, 1.34 and -0.58, -0.58, -0.58, 1.73
+    assert kept_over_layers([flat, peaked], 2) == [1, 1]
+    assert kept_over_layers([flat, peaked], 4) == [3, 1]
+    assert kept_over_layers([1000 * flat, peaked], 4) == [3, 1]
+    assert kept_over_layers([flat, peaked], 7) == [3, 4]
+
+
+def test_every_layer_keeps_a_neuron() -> None:
+    flat, steep = torch.ones(4), torch.tensor([0.0, 0.0, 5.0, 5.0])
+    assert kept_over_layers([steep, flat], 3) == [2, 1]
+    assert kept_over_layers([flat, steep, flat], 4) == [1, 2, 1]

@@ -69,3 +69,14 @@ def test_clustering_beats_a_random_split() -> None:
         return sum(float((features[p] - features[p].mean(dim=0)).square().sum()) for p in parts)
 
     assert inertia(balanced_kmeans(features, 8, seed=0)) < 0.8 * inertia(list(torch.arange(128).view(8, 16)))
+
+
+def test_given_starting_rows_take_the_place_of_the_seed() -> None:
+    features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    start = torch.arange(0, 64, 8)
+    first, again = (balanced_kmeans(features, 8, seed=seed, start=start) for seed in (3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = balanced_kmeans(features, 8, seed=3, start=start + 1)
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    one_round = balanced_kmeans(features, 8, seed=0, start=start, max_iterations=1)
+    assert all(int(row) in cluster.tolist() for row, cluster in zip(start, one_round, strict=True))

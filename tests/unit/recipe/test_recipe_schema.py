@@ -30,7 +30,7 @@ def test_a_source_is_all_that_is_needed() -> None:
 
 def test_values_hold_every_default_and_read_back_the_same() -> None:
     values = make_recipe("model", settings={"method": "random", "method.seed": 3}).to_values()
-    assert values["method"] == {"name": "random", "num_shared_slices": 1, "seed": 3}
+    assert values["method"] == {"name": "random", "repair": False, "num_shared_slices": 1, "seed": 3}
     assert set(values) == set(Recipe.model_fields)
     assert validate_recipe(json.loads(json.dumps(values))).to_values() == values
     assert validate_recipe(yaml.safe_load(yaml.safe_dump(values))) == validate_recipe(values)

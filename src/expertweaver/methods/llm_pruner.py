@@ -1,0 +1,46 @@
+"""Baseline: LLM-Pruner (2305.11627) on the FFN only: static pruning by the first-order change of the loss.
+
+A neuron's score is the sum of |weight * dloss/dweight| over its gate, up and down weights, with the gradient of the
+next-token loss summed over the calibration tokens first. The paper also prunes attention and trains afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.methods.base import gathered, pruned_design
+from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.partition.allocation import Allocation
+from expertweaver.partition.budget import SliceBudget
+from expertweaver.recipe.schema import MethodSection
+
+
+class Options(MethodSection):
+    """Options of LLM-Pruner: none of its own."""
+
+    name: str = "llm_pruner"
+
+    @property
+    def needs_gradients(self) -> bool:
+        """The score is made of gradients."""
+        return True
+
+
+def allocate(
+    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
+    """Share as much as the format allows; the last active slices are experts that are always chosen."""
+    return [Allocation(budget.max_shared)] * num_layers
+
+
+def design(
+    options: Options,
+    layer: int,
+    evidence: LayerStatistics,
+    weights: GLUWeights,
+    allocation: Allocation,
+    budget: SliceBudget,
+) -> LayerDesign:
+    """Keep the neurons whose removal would change the loss most."""
+    return pruned_design(gathered(evidence.weight_saliency), weights, allocation, budget)
