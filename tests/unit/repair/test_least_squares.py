@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from expertweaver.repair import least_squares
 from expertweaver.repair.least_squares import Repair, repair_down
 
 
@@ -11,7 +12,8 @@ def repair(
 ) -> Repair:
     """Repair from two batches of fitting tokens."""
     fitting = zip(active[~held_back].chunk(2), target[~held_back].chunk(2), strict=True)
-    return repair_down(fitting, (active[held_back], target[held_back]), down, **options)  # type: ignore[arg-type]
+    judging = [(active[held_back], target[held_back])]
+    return repair_down(fitting, lambda: judging, down, **options)  # type: ignore[arg-type]
 
 
 def problem(tokens: int, *, neurons: int = 12, hidden: int = 5, seed: int = 0):
@@ -81,4 +83,16 @@ def test_a_ridge_that_cannot_be_factored_is_passed_over() -> None:
     active, target, down, held_back = problem(200)
     found = repair(active, target, down, held_back, ridges=(-1.0, 1e-3))
     assert found.ridge == 1e-3
-    assert repair(active, target, down, held_back, ridges=(-1.0,)).ridge is None
+    assert found.singular == (-1.0,)
+    nothing = repair(active, target, down, held_back, ridges=(-1.0,))
+    assert nothing.ridge is None
+    assert nothing.singular == (-1.0,)
+
+
+def test_the_gram_matrix_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    active, target, down, held_back = problem(300)
+    whole = repair(active, target, down, held_back, ridges=(0.1,))
+    monkeypatch.setattr(least_squares, "BLOCK", 5)
+    in_blocks = repair(active, target, down, held_back, ridges=(0.1,))
+    assert torch.allclose(in_blocks.down, whole.down, atol=1e-4)
+    assert not torch.equal(whole.down, down)

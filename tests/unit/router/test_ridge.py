@@ -20,7 +20,7 @@ def test_expert_output_norms_are_the_norms_of_their_outputs() -> None:
     g = generator()
     act, down = torch.randn(20, 6, generator=g), torch.randn(4, 6, generator=g)
     experts = [torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])]
-    found = expert_output_norms(act, down, experts)
+    found = expert_output_norms(act.T, down, experts)
     expected = torch.stack([(act[:, e] @ down[:, e].T).norm(dim=1) for e in experts], dim=1)
     assert torch.allclose(found, expected, atol=1e-5)
 
