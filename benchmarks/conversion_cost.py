@@ -5,7 +5,9 @@
 makes a Llama of these sizes with random weights, times a dense forward pass of its decoder layers over the calibration
 tokens by stock transformers (batches of whole sequences, no head), then a whole `convert`, each in a process of its
 own. Both use the same threads and the same arithmetic. Random weights cost what trained ones do: no step depends on
-their values except the number of clustering rounds, which is capped.
+their values except the number of clustering rounds, which is capped. For a method that works layer by layer the time of
+the layers is divided into its parts, and the peak memory is set beside its bound: two decoder layers, the hidden states,
+two F x F matrices in float64, and the libraries.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-samples", type=int, default=64)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--method", default="expertweaver")
+    parser.add_argument("--method", default="weave")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -117,9 +119,41 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: F401 (imports are not part of the conversion's time)
     import transformers  # noqa: F401
 
+    parts = _time_the_parts()
     before = _peak()
     done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse")
-    return {"seconds": done.seconds, "peak_bytes": _peak(), "before_bytes": before}
+    return {"seconds": done.seconds, "parts": parts, "peak_bytes": _peak(), "before_bytes": before}
+
+
+def _time_the_parts() -> dict[str, float]:
+    """Put a stopwatch around the parts of a layer; the seconds add up in what is returned."""
+    from expertweaver import weaving
+    from expertweaver.calibration.traffic import Streams
+    from expertweaver.methods import weave
+    from expertweaver.repair import least_squares
+
+    watched: tuple[tuple[str, Any, str], ...] = (
+        ("both streams to the FFN, dense FFN", Streams, "enter"),
+        ("partition and router", weave, "design"),
+        ("repair", weaving, "repair_down"),
+        ("  its Gram matrix, activations", least_squares, "_normal_equations"),
+        ("converted FFN", Streams, "leave"),
+    )
+    seconds: dict[str, float] = {}
+    for title, owner, name in watched:
+        setattr(owner, name, _stopwatch(getattr(owner, name), title, seconds))
+    return seconds
+
+
+def _stopwatch(function: Any, title: str, seconds: dict[str, float]) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - start
+
+    return timed
 
 
 _STEPS = {"dense": _dense_step, "convert": _convert_step}
@@ -139,16 +173,28 @@ def _print_table(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -
     tokens = args.num_samples * args.sequence_length
     size = f"H {args.hidden_size} F {args.intermediate_size} L {args.num_layers}"
     print(f"{size}, {tokens} tokens, {args.compute_dtype}, method {args.method}, {torch.get_num_threads()} threads")
-    print(f"{'dense forward':<16}{dense:8.1f} s")
+    print(f"{'dense forward':<36}{dense:8.1f} s")
     for name, seconds in parts.items():
         if seconds < 0.05:
             continue
-        print(f"{name:<16}{seconds:8.1f} s   {seconds / dense:5.2f} x")
+        print(f"{name:<36}{seconds:8.1f} s   {seconds / dense:5.2f} x")
+        if name == "layers":
+            for part, spent in results["convert"]["parts"].items():
+                print(f"  {part:<34}{spent:8.1f} s   {spent / dense:5.2f} x")
     total = sum(parts.values())
-    print(f"{'conversion':<16}{total:8.1f} s   {total / dense:5.2f} x")
+    print(f"{'conversion':<36}{total:8.1f} s   {total / dense:5.2f} x")
     peak, before = results["convert"]["peak_bytes"], results["convert"]["before_bytes"]
     print(f"peak memory of the conversion {peak / 1e6:.0f} MB, of which libraries {before / 1e6:.0f} MB")
+    print(f"two layers, hidden states, two F x F, libraries {(_bound(args) + before) / 1e6:.0f} MB")
     print(f"peak memory of the dense pass {results['dense']['peak_bytes'] / 1e6:.0f} MB")
+
+
+def _bound(args: argparse.Namespace) -> int:
+    """Bytes of two decoder layers in float32, three streams of hidden states, and two F x F matrices in float64."""
+    hidden, wide = args.hidden_size, args.intermediate_size
+    layer = 4 * (3 * hidden * wide + 2 * hidden**2 + 2 * hidden * 64 * max(1, hidden // 448))
+    width = 4 if args.compute_dtype == "float32" else 2
+    return 2 * layer + 3 * width * args.num_samples * args.sequence_length * hidden + 2 * 8 * wide**2
 
 
 if __name__ == "__main__":

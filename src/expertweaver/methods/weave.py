@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -39,7 +39,7 @@ class Options(MethodSection):
 
     name: str = "weave"
     repair: bool = Field(default=True, description="Repair down_proj by least squares, layer after layer.")
-    shared_share: float | Literal["auto"] = Field(
+    shared_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default="auto", description="Share of all slices that is shared; auto: what captures most, layer by layer."
     )
     rounds: int = Field(default=10, ge=0, description="Rounds of reassignment and router refit.")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from expertweaver.errors import ExpertWeaverError, Problem, RecipeError
-from expertweaver.recipe.schema import MethodSection, Recipe, method_options
+from expertweaver.recipe.schema import DEFAULT_METHOD, MethodSection, Recipe, method_options
 from expertweaver.registry import data_files, module_names, require_known, suggestion
 from expertweaver.yaml_file import read_yaml
 
@@ -134,5 +134,5 @@ def _fields_beside(location: list[str], values: Mapping[str, Any]) -> list[str]:
 
 def _chosen_method(values: Mapping[str, Any]) -> type[MethodSection]:
     method = values.get("method")
-    name = method.get("name", "expertweaver") if isinstance(method, dict) else "expertweaver"
+    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else DEFAULT_METHOD
     return method_options(name) if name in module_names("methods") else MethodSection

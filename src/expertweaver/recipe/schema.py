@@ -108,6 +108,9 @@ class BudgetSection(Section):
     num_slices: int = Field(default=64, ge=2, description="Equal slices an FFN is divided into; it must divide F.")
 
 
+DEFAULT_METHOD = "weave"
+
+
 def _known_format(name: str) -> str:
     require_known("output.format", name, module_names("formats"))
     return name
@@ -138,7 +141,7 @@ def _method_section(value: Any) -> Any:
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, dict):
         raise ValueError("a method is a name or a mapping with the key 'name'")
-    options = {"name": "expertweaver", **options}
+    options = {"name": DEFAULT_METHOD, **options}
     require_known("method.name", str(options["name"]), module_names("methods"))
     return method_options(str(options["name"])).model_validate(options)
 
