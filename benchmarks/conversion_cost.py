@@ -6,7 +6,7 @@ makes a Llama of these sizes with random weights, times a dense forward pass of 
 tokens by stock transformers (batches of whole sequences, no head), then a whole `convert`, each in a process of its
 own. Both use the same threads and the same arithmetic. Random weights cost what trained ones do: no step depends on
 their values except the number of clustering rounds, which is capped. For a method that works layer by layer the time of
-the layers is divided into its parts, and the peak memory is set beside its bound: two decoder layers, the hidden states,
+the layers is divided into its parts, and the peak memory is set beside its bound: two decoder layers, hidden states,
 two F x F matrices in float64, and the libraries.
 """
 
