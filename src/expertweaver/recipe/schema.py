@@ -77,6 +77,11 @@ class MethodSection(Section):
         return False
 
     @property
+    def is_oracle(self) -> bool:
+        """Whether the method looks at what it would have to skip: a bound for others, not a way to convert."""
+        return False
+
+    @property
     def beyond_stock(self) -> str | None:
         """What of the design no stock format can hold, in words; such a method is compared, not exported."""
         return None
