@@ -91,6 +91,10 @@ class ComparisonFolder:
             return None
         return cell_from_json(values["cell"])
 
+    def holds(self, key: tuple[str, float, int | None]) -> bool:
+        """Whether there is a file for this cell, whatever its options."""
+        return self._file(key).exists()
+
     def save(self, cell: Cell, options: Mapping[str, Any]) -> None:
         """Keep a finished cell; a file that exists is complete."""
         write_text(self._file(cell.key), json.dumps({"options": options, "cell": asdict(cell)}) + "\n")

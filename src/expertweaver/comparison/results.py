@@ -63,7 +63,7 @@ class Calibration:
     """The tokens that every method was fitted on.
 
     Attributes:
-        paths: Where the text came from.
+        paths: Where the text came from; empty for the text that ships.
         domains: Samples and tokens of each domain.
         num_tokens: Valid tokens.
         fingerprint: SHA-256 over tokens, packing and domains.

@@ -72,6 +72,9 @@ def compare(
     with ComparisonFolder(request.out, _identity(request, texts), overwrite=overwrite) as folder:
         jobs = list(_jobs(request, texts))
         missing = [job for job in jobs if folder.find(job.key, job.options) is None]
+        again = [job for job in missing if folder.holds(job.key)]
+        if again:
+            progress.note(f"{len(again)} cells of other options, or with other inputs kept, are computed again")
         if missing or "dense" not in folder.find_shared():
             _compute(request, texts, missing, folder, progress)
         comparison = _comparison(request, texts, jobs, folder, notes)
@@ -139,7 +142,7 @@ def _comparison(
         mlp_sparsities=tuple(request.budgets),
         num_slices=request.num_slices,
         calibration=Calibration(
-            paths=request.calibration_paths,
+            paths=request.recipe.calibration.paths,
             domains=texts.calibration.domains,
             num_tokens=texts.calibration.num_tokens,
             fingerprint=texts.calibration.fingerprint,

@@ -111,7 +111,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("dense model", f"{comparison.source}, in {comparison.dtype}"),
         ("slices of an FFN", words.count(comparison.num_slices)),
         ("calibration", f"{words.count(calibration.num_tokens)} tokens of {words.listed(calibration.domains)}"),
-        ("calibration text", ", ".join(calibration.paths)),
+        ("calibration text", ", ".join(calibration.paths) or "the text that ships with ExpertWeaver"),
         (
             "shared calibration pass",
             "not measured in one piece" if calibration.seconds is None else f"{seconds(calibration.seconds)} s",
