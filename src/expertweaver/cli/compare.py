@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,39 +16,51 @@ from expertweaver.cli.output import (
     quiet_libraries,
 )
 
+if TYPE_CHECKING:
+    from expertweaver.comparison.results import Comparison
+
+
+Source = Annotated[str, typer.Argument(help="The dense model: a folder, or a hub id with an optional @revision.")]
+Methods = Annotated[
+    str, typer.Option(help="NAME, NAME+repair or NAME:KEY=VALUE;KEY=VALUE, by commas; the first is the reference.")
+]
+Text = Annotated[list[str], typer.Option("--text", help="Text to judge on, as for --calibration; repeatable.")]
+Out = Annotated[Path, typer.Option(help="Folder of cells, tables and figures; a repeated command continues.")]
+Sparsities = Annotated[str, typer.Option("--mlp-sparsity", help="Shares of FFN neurons skipped per token, by commas.")]
+Slices = Annotated[int, typer.Option(help="Equal slices of an FFN; must divide its width.")]
+Seeds = Annotated[int, typer.Option(help="Runs of each method that draws random numbers.")]
+Fitted = Annotated[
+    list[str] | None,
+    typer.Option("--calibration", help=".txt, .jsonl, .parquet, a folder of them or a hub data set; repeatable."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A recipe key of calibration, evaluate or source, as key=value; repeatable."),
+]
+DType = Annotated[str, typer.Option(help="What the dense model is loaded as: float32, bfloat16 or float16.")]
+Drop = Annotated[
+    bool, typer.Option("--drop-overlapping", help="Leave out text that shares 13 words in a row with calibration.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in the folder of an earlier comparison.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the tokenizer's own code run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+
 
 def compare_command(
-    source: Annotated[str, typer.Argument(help="The dense model: a folder, or a hub id with an optional @revision.")],
-    methods: Annotated[
-        str,
-        typer.Option(help="NAME, NAME+repair or NAME:KEY=VALUE;KEY=VALUE, by commas; the first is the reference."),
-    ],
-    text: Annotated[list[str], typer.Option("--text", help="Text to judge on, as for --calibration; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder of cells, tables and figures; a repeated command continues.")],
-    mlp_sparsity: Annotated[
-        str, typer.Option("--mlp-sparsity", help="Shares of FFN neurons skipped per token, by commas.")
-    ] = "0.25,0.5",
-    num_slices: Annotated[int, typer.Option(help="Equal slices of an FFN; must divide its width.")] = 64,
-    seeds: Annotated[int, typer.Option(help="Runs of each method that draws random numbers.")] = 3,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(help=".txt, .jsonl, .parquet, a folder of them or a hub data set; repeatable."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A recipe key of calibration, evaluate or source, as key=value; repeatable."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="What the dense model is loaded as: float32, bfloat16.")] = "float32",
-    drop_overlapping: Annotated[
-        bool, typer.Option("--drop-overlapping", help="Leave out text that shares 13 words in a row with calibration.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove what an earlier comparison left in the folder.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the tokenizer's own code run.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
+    source: Source,
+    methods: Methods,
+    text: Text,
+    out: Out,
+    mlp_sparsity: Sparsities = "0.25,0.5",
+    num_slices: Slices = 64,
+    seeds: Seeds = 3,
+    calibration: Fitted = None,
+    settings: Settings = None,
+    dtype: DType = "float32",
+    drop_overlapping: Drop = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Compare methods on one model: same budgets, same calibration tokens, same text, several seeds."""
     with errors_explained(as_json, when_stopped=CONTINUABLE):
@@ -75,13 +87,17 @@ def compare_command(
         )
         if as_json:
             print_json(result.to_json())
-            return
-        from expertweaver.comparison.folder import OUTPUTS
-        from expertweaver.report.comparison.console import render_comparison_table
+        else:
+            _show(result, out)
 
-        print_table(render_comparison_table(result))
-        for name in OUTPUTS:
-            typer.echo(str(out / name))
+
+def _show(result: Comparison, out: Path) -> None:
+    from expertweaver.comparison.folder import OUTPUTS
+    from expertweaver.report.comparison.console import render_comparison_table
+
+    print_table(render_comparison_table(result))
+    for name in OUTPUTS:
+        typer.echo(str(out / name))
 
 
 def _fractions(text: str) -> list[float]:
