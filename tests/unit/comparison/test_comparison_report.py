@@ -150,8 +150,10 @@ def test_the_drawing_has_dense_at_zero_and_oracles_dashed() -> None:
 
 
 def test_places_move_apart_in_order_and_stay_inside() -> None:
-    assert spread_out([5.0, 5.0, 50.0], 10, 0, 100) == [5, 15, 50]
-    assert spread_out([95.0, 94.0, 50.0], 10, 0, 100) == [100, 90, 50]
+    assert spread_out([25.0, 25.0, 50.0], 10, 0, 100) == [20, 30, 50], "around their mean"
+    assert spread_out([5.0, 2.0, 50.0], 10, 0, 100) == [10, 0, 50], "not below the least place"
+    assert spread_out([97.0, 98.0, 50.0], 10, 0, 100) == [90, 100, 50], "not above the largest"
+    assert spread_out([30.0, 42.0, 42.0], 10, 0, 100) == pytest.approx([28, 38, 48]), "a group pushes the next"
     assert spread_out([1.0], 10, 0, 100) == [1]
 
 

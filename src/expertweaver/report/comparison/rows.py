@@ -96,11 +96,6 @@ def exportable(method: ComparedMethod) -> str:
     return "yes" if method.beyond_stock is None else f"no: {method.beyond_stock}"
 
 
-def kind(method: ComparedMethod) -> str:
-    """What a reader must know of a method beside its name."""
-    return "oracle" if method.is_oracle else ""
-
-
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared on what."""
     calibration = comparison.calibration

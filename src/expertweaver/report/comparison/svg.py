@@ -86,22 +86,27 @@ def quality_svg(comparison: Comparison) -> str:
 
 
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart so that neighbours keep a gap, in the same order and inside low to high where they fit.
+    """Move places apart so that neighbours keep a gap, in the same order, as little as that takes.
 
     Args:
         places: Wanted places, in any order.
         gap: Least distance.
         low: Least place.
-        high: Largest place.
+        high: Largest place; exceeded only where not all fit.
     """
     order = sorted(range(len(places)), key=lambda i: (places[i], i))
+    groups: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        wanted, size = places[i] - rank * gap, 1
+        while groups and groups[-1][0] > wanted:  # they would touch: stand together around their mean
+            before, count = groups.pop()
+            wanted, size = (before * count + wanted * size) / (count + size), count + size
+        groups.append((wanted, size))
+    fitted = [wanted for wanted, size in groups for _ in range(size)]
+    last = high - (len(places) - 1) * gap
     moved = list(places)
-    last = low - gap
-    for i in order:
-        moved[i] = last = max(places[i], last + gap)
-    limit = high + gap
-    for i in reversed(order):
-        moved[i] = limit = min(moved[i], limit - gap)
+    for rank, (i, wanted) in enumerate(zip(order, fitted, strict=True)):
+        moved[i] = max(low, min(wanted, last)) + rank * gap
     return moved
 
 
