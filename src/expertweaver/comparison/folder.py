@@ -87,9 +87,12 @@ class ComparisonFolder:
     def find(self, key: tuple[str, float, int | None], options: Mapping[str, Any]) -> Cell | None:
         """A finished cell, if it was computed with just these options; one that cannot be read is computed again."""
         values = _read(self._file(key))
-        if values is None or values["options"] != json.loads(json.dumps(options)):
+        if values is None or values.get("options") != json.loads(json.dumps(options)):
             return None
-        return cell_from_json(values["cell"])
+        try:
+            return cell_from_json(values["cell"])
+        except (KeyError, TypeError):
+            return None
 
     def holds(self, key: tuple[str, float, int | None]) -> bool:
         """Whether there is a file for this cell, whatever its options."""

@@ -12,7 +12,7 @@ from expertweaver.comparison.cells import Bench, Job
 from expertweaver.comparison.folder import ComparisonFolder
 from expertweaver.comparison.request import Request, make_request
 from expertweaver.comparison.results import Calibration, ComparedMethod, Comparison
-from expertweaver.comparison.statistics import shared_probes, shared_statistics
+from expertweaver.comparison.statistics import shared_gradients, shared_probes, shared_statistics
 from expertweaver.comparison.texts import Texts, read_texts
 from expertweaver.evaluation.loading import load_model
 from expertweaver.progress import SILENT, Progress
@@ -106,12 +106,14 @@ def _identity(request: Request, texts: Texts) -> dict[str, Any]:
 
 
 def _jobs(request: Request, texts: Texts) -> Iterator[Job]:
-    kept = shared_probes([entry.method for entry in request.entries], texts.calibration)
+    methods = [entry.method for entry in request.entries]
+    kept, gradients = shared_probes(methods, texts.calibration), shared_gradients(methods)
     for mlp_sparsity in request.budgets:
         for entry in request.entries:
             for seed, method in entry.runs(request.num_seeds):
                 probes = {"kept": kept, "used": min(kept, method.num_probes)}
                 options = {"method": method.model_dump(mode="json"), "probes": probes}
+                options |= gradients if method.needs_gradients else {}
                 yield Job(entry.label, mlp_sparsity, seed, method, options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,6 +42,12 @@ def shared_probes(methods: Sequence[MethodSection], calibration: CalibrationSet)
     return min(max(wanted, default=MethodSection(name="none").num_probes), calibration.num_tokens)
 
 
+def shared_gradients(methods: Sequence[MethodSection]) -> dict[str, int]:
+    """Tokens to take gradients on, for the method that wants most of them; empty where none wants any."""
+    wanted: list[int] = [getattr(method, "gradient_tokens") for method in methods if method.needs_gradients]  # noqa: B009
+    return {"gradient_tokens": max(wanted)} if wanted else {}
+
+
 def shared_statistics(
     request: Request, calibration: CalibrationSet, methods: Sequence[MethodSection], scratch: Path, progress: Progress
 ) -> StatisticsFolder:
@@ -52,7 +57,7 @@ def shared_statistics(
         CalibrationError: Activations that are not finite.
     """
     num_probes = shared_probes(methods, calibration)
-    gradients = _gradients(methods)
+    gradients = shared_gradients(methods)
     name = "-".join(["statistics", str(num_probes), *map(str, gradients.values())])
     num_layers = request.dense.dims.num_hidden_layers
     statistics = StatisticsFolder(scratch / name, num_layers)
@@ -70,8 +75,3 @@ def shared_statistics(
             **gradients,
         )
     return statistics
-
-
-def _gradients(methods: Sequence[MethodSection]) -> dict[str, Any]:
-    wanted: list[int] = [getattr(method, "gradient_tokens") for method in methods if method.needs_gradients]  # noqa: B009
-    return {"gradient_tokens": max(wanted)} if wanted else {}
