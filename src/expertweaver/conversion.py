@@ -16,15 +16,22 @@ import yaml
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.documents import read_documents
 from expertweaver.calibration.samples import CalibrationSet, build_calibration_set
-from expertweaver.calibration.statistics import StatisticsFolder
+from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
 from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder, write_text
+<<<<<<< HEAD
 from expertweaver.checkpoint.identity import package_versions, source_identity
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes, layer_record
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
 from expertweaver.checkpoint.verify import Verification, copied_tensors, verify
+=======
+from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
+from expertweaver.checkpoint.shards import write_shard
+from expertweaver.checkpoint.verify import Verification, verify
+from expertweaver.checkpoint.writer import LayerWriter
+>>>>>>> main
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
 from expertweaver.machine import available_memory
 from expertweaver.methods.base import load_method
@@ -79,9 +86,10 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
             progress.note(f"continuing the run that was begun in {folder.partial}")
         statistics = _profile(todo, calibration, folder.scratch, progress)
         clock.lap("profile")
-        allocations = load_method(recipe.method.name).allocate(recipe.method, statistics, todo.budget)
+        num_layers = todo.dense.dims.num_hidden_layers
+        allocations = load_method(recipe.method.name).allocate(recipe.method, statistics, todo.budget, num_layers)
         layout = uniform_layout(allocations, todo.budget)
-        finished = _write_layers(todo, allocations, layout, statistics, folder, progress)
+        finished = LayerWriter(todo, calibration, layout, statistics, folder).write(allocations, progress)
         clock.lap("layers")
         remarks = [*_allocation_warnings(allocations, layout), *_routing_warnings(finished)]
         for remark in remarks:
@@ -142,7 +150,10 @@ def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
     }
 
 
-def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress) -> StatisticsFolder:
+def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress) -> Sequence[LayerStatistics]:
+    """Statistics of the dense model; none for a method that reads the traffic of the converted one instead."""
+    if todo.recipe.method.reads_traffic:
+        return ()
     num_layers = todo.dense.dims.num_hidden_layers
     statistics = StatisticsFolder(scratch / "statistics", num_layers)
     with progress.stage("calibrating", num_layers) as step:
@@ -157,46 +168,6 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
             on_layer=lambda layer: step(),
         )
     return statistics
-
-
-def _write_layers(
-    todo: Plan,
-    allocations: Sequence[Allocation],
-    layout: Layout,
-    statistics: StatisticsFolder,
-    folder: OutputFolder,
-    progress: Progress,
-) -> FinishedLayers:
-    """Design, slice and write every layer; a layer whose record exists was finished by an earlier run."""
-    dense, dtype = todo.dense, todo.torch_dtype
-    names = ShardNames(dense.dims.num_hidden_layers)
-    finished = FinishedLayers(folder.scratch, len(allocations))
-    with progress.stage("weaving", len(allocations)) as step:
-        for layer, allocation in enumerate(allocations):
-            if not finished.has(layer):
-                shard = folder.partial / names.layer(layer)
-                finished.save(layer, *_weave_layer(todo, layer, allocation, layout, statistics, shard))
-            step()
-    embeddings = "model.embed_tokens.weight"
-    write_shard(folder.partial / names.embeddings, {embeddings: dense.read(embeddings).to(dtype)})
-    head = {name: dense.read(name).to(dtype) for name in dense.names() if name != embeddings}
-    write_shard(folder.partial / names.head, head)
-    write_index(folder.partial, names)
-    return finished
-
-
-def _weave_layer(
-    todo: Plan, layer: int, allocation: Allocation, layout: Layout, statistics: StatisticsFolder, shard: Path
-) -> tuple[StoredLayer, dict[str, Any]]:
-    method, form = load_method(todo.recipe.method.name), load_format(todo.recipe.output.format)
-    measured = statistics[layer]
-    weights = todo.dense.read_ffn(layer)
-    design = method.design(todo.recipe.method, layer, measured, weights, allocation, todo.budget)
-    stored = form.store_layer(design, layout, measured.probe_inputs)
-    tensors = copied_tensors(todo.dense, layer, todo.torch_dtype)
-    tensors |= form.layer_tensors(layer, stored, weights, todo.torch_dtype)
-    write_shard(shard, tensors)
-    return stored, layer_record(layer, allocation, todo.budget, stored, measured, design.measures)
 
 
 def _routing_warnings(finished: FinishedLayers) -> list[str]:

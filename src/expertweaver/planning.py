@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+TOKENS_PER_NEURON = 8
+"""Calibration tokens a neuron that the least-squares repair wants."""
+
 STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -197,13 +200,15 @@ def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     extra = recipe.method.extra_memory(
         hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
     )
-    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + max(batch, extra) + embeddings
+    repair = 2 * 8 * dims.intermediate_size**2 + batch if recipe.method.repair else 0
+    work = max(batch, extra, repair)
+    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + work + embeddings
 
 
 def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
     dims = dense.dims
     probes = min(recipe.method.num_probes, recipe.calibration.num_samples * recipe.calibration.sequence_length)
-    extra = recipe.method.extra_scratch(hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size)
+    extra = 4 * dims.hidden_size * dims.intermediate_size if recipe.method.repair else 0
     return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * probes * dims.hidden_size + extra
 
 
@@ -217,8 +222,10 @@ def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
 
 
 def _hidden_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
+    """One stream of hidden states, or two and the FFN's inputs where layers are converted in sequence."""
     width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
-    return tokens * dense.dims.hidden_size * width
+    buffers = 3 if recipe.method.is_sequential else 1
+    return buffers * tokens * dense.dims.hidden_size * width
 
 
 def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> float:
@@ -253,10 +260,19 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
             f"transformers' grouped experts kernel needs widths that are multiples of {GROUPED_BLOCK}: config.json "
             "selects its plain loop over experts instead"
         )
-    warnings += recipe.method.warnings(
-        intermediate_size=dense.dims.intermediate_size, num_tokens=recipe.calibration.num_samples * length
-    )
+    if recipe.method.repair:
+        warnings += _few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)
     return warnings
+
+
+def _few_tokens(num_tokens: int, intermediate_size: int) -> list[str]:
+    """Tell that tokens are few for the repair: its ridge then holds it at the source's weights."""
+    if num_tokens >= TOKENS_PER_NEURON * intermediate_size:
+        return []
+    return [
+        f"at most {num_tokens:,} calibration tokens are {num_tokens / intermediate_size:.1f} per FFN neuron; the "
+        f"least-squares repair wants {TOKENS_PER_NEURON} and changes less with fewer: raise calibration.num_samples"
+    ]
 
 
 def _better_slices(intermediate_size: int) -> str:

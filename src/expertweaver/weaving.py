@@ -1,22 +1,88 @@
-"""A stand-in: designs every layer of a model from statistics alone; sequential methods come with its replacement."""
+"""Designing a model's layers in order, each on what the layers converted before it put out where the method asks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.calibration.traffic import LayerTraffic, Streams
 from expertweaver.dense.model import DenseModel
 from expertweaver.methods.base import load_method
-from expertweaver.modeling.values import LayerDesign
+from expertweaver.modeling.reference import activation, designed_ffn, neuron_activations, running_neurons
+from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.progress import Progress
+from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import MethodSection
+from expertweaver.repair.least_squares import Batch, repair_down
 
-_REPAIR_THEMSELVES = ("weave", "static")
+Served = Callable[[Tensor], Tensor]
+"""An FFN as it is served: inputs [t, H] to outputs [t, H]."""
+
+
+class Loom:
+    """Designs layer after layer by one method; a sequential method sees the traffic of the layers done so far."""
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        calibration: CalibrationSet,
+        method: MethodSection,
+        budget: SliceBudget,
+        *,
+        compute_dtype: torch.dtype,
+        scratch: Path,
+    ) -> None:
+        self.dense, self.method, self.budget = dense, method, budget
+        self.streams = (
+            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch) if method.is_sequential else None
+        )
+
+    def layer(
+        self,
+        layer: int,
+        allocation: Allocation,
+        statistics: Sequence[LayerStatistics],
+        finish: Callable[[GLUWeights, LayerDesign, LayerTraffic | None], Served],
+        *,
+        known: Served | None = None,
+    ) -> None:
+        """Design one layer; layers come in order.
+
+        Args:
+            layer: The layer.
+            allocation: Its share of the budget.
+            statistics: Of all layers; empty for a method that reads traffic.
+            finish: Is given the dense FFN, the design and the traffic, keeps the design, and says what is served.
+            known: What is served, if the layer was designed before; it is then only passed through.
+        """
+        weights = self.dense.read_ffn(layer)
+        traffic = self.streams.enter(layer, weights) if self.streams is not None else None
+        if known is None:
+            design = self._design(layer, allocation, statistics, weights, traffic)
+            known = finish(weights, design, traffic)
+        if self.streams is not None:
+            self.streams.leave(known)
+
+    def _design(
+        self,
+        layer: int,
+        allocation: Allocation,
+        statistics: Sequence[LayerStatistics],
+        weights: GLUWeights,
+        traffic: LayerTraffic | None,
+    ) -> LayerDesign:
+        evidence = traffic if self.method.reads_traffic else statistics[layer]
+        module = load_method(self.method.name)
+        design = module.design(self.method, layer, evidence, weights, allocation, self.budget)
+        return repaired(design, weights, traffic) if self.method.repair and traffic is not None else design
 
 
 def design_model(
@@ -28,17 +94,54 @@ def design_model(
     *,
     compute_dtype: torch.dtype,
     scratch: Path,
-    progress: Progress,
+    progress: Progress = SILENT,
 ) -> list[LayerDesign]:
-    """Design every layer by one method."""
-    if method.is_sequential and method.name not in _REPAIR_THEMSELVES:
-        raise NotImplementedError(f"{method.name} converts layer after layer")
-    module = load_method(method.name)
-    allocations = module.allocate(method, statistics, budget)
-    designs = []
-    with progress.stage("weaving", len(allocations)) as step:
+    """Design every layer of a model by one method, without writing anything.
+
+    Args:
+        dense: The source.
+        calibration: The tokens that a sequential method runs.
+        statistics: Of all layers on the same tokens; unused by a method that reads traffic.
+        method: The method and its options.
+        budget: The slices.
+        compute_dtype: Arithmetic of the passes.
+        scratch: Folder for hidden states that are too large for memory.
+        progress: Hears of the layers done.
+    """
+    num_layers = dense.dims.num_hidden_layers
+    allocations = load_method(method.name).allocate(method, statistics, budget, num_layers)
+    loom = Loom(dense, calibration, method, budget, compute_dtype=compute_dtype, scratch=scratch)
+    act = activation(dense.dims.hidden_act)
+    designs: list[LayerDesign] = []
+
+    def keep(weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None) -> Served:
+        designs.append(design)
+        return partial(designed_ffn, weights=weights.to(torch.float32), design=design, act=act)
+
+    with progress.stage("weaving", num_layers) as step:
         for layer, allocation in enumerate(allocations):
-            weights = dense.read_ffn(layer)
-            designs.append(module.design(method, layer, statistics[layer], weights, allocation, budget))
+            loom.layer(layer, allocation, statistics, keep)
             step()
     return designs
+
+
+def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) -> LayerDesign:
+    """Repair a design's down_proj by least squares, so that the neurons that run give what the dense model's FFN would.
+
+    The target is the dense residual stream minus the converted one, so earlier layers' errors are repaired too.
+
+    Args:
+        design: What runs on which token; an output bias is kept and taken out of the target.
+        weights: The dense FFN.
+        traffic: The layer's tokens.
+    """
+    exact, act = weights.to(torch.float32), activation(weights.hidden_act)
+
+    def running(judging: bool) -> Iterable[Batch]:
+        for batch in traffic.batches(judging=judging):
+            gate_act, neuron_act = neuron_activations(batch.x, exact, act)
+            active = neuron_act * running_neurons(batch.x, gate_act, neuron_act, design, exact.down)
+            yield active, batch.target if design.bias is None else batch.target - design.bias
+
+    repair = repair_down(running(False), lambda: running(True), exact.down)
+    return replace(design, down=repair.down, measures={**design.measures, **repair.measures(exact.down)})

@@ -70,21 +70,26 @@ def profile_layers(
         on_layer(layer)
 
 
-def embed_all(runner: LayerRunner, calibration: CalibrationSet, scratch: Path) -> Tensor:
-    """Hidden states entering the first layer, [R, T, H], in memory or in a file."""
-    shape = (*calibration.token_ids.shape, runner.dense.dims.hidden_size)
-    count = shape[0] * shape[1] * shape[2]
-    if count * runner.dtype.itemsize <= IN_MEMORY_BYTES:
-        hidden = torch.empty(shape, dtype=runner.dtype)
-    else:
-        scratch.mkdir(parents=True, exist_ok=True)
-        file = scratch / "hidden-states.bin"
-        _reserve(file, count * runner.dtype.itemsize)
-        hidden = torch.from_file(str(file), shared=True, size=count, dtype=runner.dtype).view(shape)
+def embed_all(
+    runner: LayerRunner, calibration: CalibrationSet, scratch: Path, name: str = "hidden-states.bin"
+) -> Tensor:
+    """Hidden states entering the first layer, [R, T, H], in memory or in a file of this name."""
+    shape = torch.Size((*calibration.token_ids.shape, runner.dense.dims.hidden_size))
+    hidden = hidden_buffer(shape, runner.dtype, scratch, name)
     table = runner.embedding_table()
-    for rows in row_batches(calibration):
+    for rows in row_batches(calibration.sample_ids):
         hidden[rows] = torch.nn.functional.embedding(calibration.token_ids[rows], table).to(runner.dtype)
     return hidden
+
+
+def hidden_buffer(shape: torch.Size, dtype: torch.dtype, scratch: Path, name: str) -> Tensor:
+    """Room for hidden states [R, T, H], in memory, or in a file in `scratch` where they are large."""
+    size = shape.numel()
+    if size * dtype.itemsize <= IN_MEMORY_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    scratch.mkdir(parents=True, exist_ok=True)
+    _reserve(scratch / name, size * dtype.itemsize)
+    return torch.from_file(str(scratch / name), shared=True, size=size, dtype=dtype).view(shape)
 
 
 def _reserve(file: Path, size: int) -> None:
@@ -94,9 +99,9 @@ def _reserve(file: Path, size: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, size)
 
 
-def row_batches(calibration: CalibrationSet) -> Iterator[slice]:
-    """Slices of rows of about BATCH_TOKENS tokens."""
-    num_rows, length = calibration.token_ids.shape
+def row_batches(rows: Tensor) -> Iterator[slice]:
+    """Slices of packed rows [R, T] of about BATCH_TOKENS tokens."""
+    num_rows, length = rows.shape
     step = max(1, BATCH_TOKENS // length)
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
@@ -112,7 +117,7 @@ def _run_layer(
 ) -> None:
     act = activation(runner.dense.dims.hidden_act)
     with runner.layer(layer) as module:
-        for rows in row_batches(calibration):
+        for rows in row_batches(calibration.sample_ids):
             sample_ids = calibration.sample_ids[rows]
             valid = sample_ids != PADDING
             tokens = TokenBatch(sample_ids[valid], *(mask[rows][valid] for mask in masks))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expertweaver.errors import CalibrationError, Problem
+from expertweaver.modeling.reference import activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights
 
 
@@ -67,6 +68,13 @@ class LayerStatistics:
     def activation_frequency(self) -> Tensor:
         """Share of marked tokens on which each neuron was among the strongest, [F] float64."""
         return self.marker_count.double() / self.num_marked
+
+
+def activation_frequency(x: Tensor, weights: GLUWeights, num_strongest: int) -> Tensor:
+    """Share of tokens on which each neuron is among the `num_strongest` of largest |gate_act|: [T, H] to [F]."""
+    strength = neuron_activations(x, weights, activation(weights.hidden_act))[0].abs()
+    strongest = strength.topk(num_strongest, dim=1).indices
+    return torch.bincount(strongest.flatten(), minlength=weights.num_neurons).double() / len(x)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
-from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.checkpoint.shards import file_sha256
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import Layout, StoredLayer
+from expertweaver.modeling.values import LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.planning import Plan
@@ -29,12 +29,16 @@ FREQUENCY_QUANTILES = 101
 def layer_record(
     layer: int,
     allocation: Allocation,
+    design: LayerDesign,
     budget: SliceBudget,
     stored: StoredLayer,
-    statistics: LayerStatistics,
-    measures: Mapping[str, float | None],
+    frequency: Tensor,
 ) -> dict[str, Any]:
-    """One layer's entry: the shared share and why, the spread of the CVs, the router's folding."""
+    """One layer's entry: the shared share and why, the spread of the CVs, the router's folding.
+
+    `frequency` says for each neuron on which share of tokens it is among the strongest, [F].
+    """
+    num_shared = len(design.partition.shared_neurons) // budget.slice_width
     cv = allocation.cv
     spread = None
     if cv is not None:
@@ -42,18 +46,18 @@ def layer_record(
         spread = {"tau": allocation.tau, "quantiles": quantiles, "mean": round(float(cv.mean()), 6)}
     return {
         "layer": layer,
-        "num_shared": allocation.num_shared,
-        "num_routed": budget.num_slices - allocation.num_shared,
-        "num_active_routed": budget.active_slices - allocation.num_shared,
+        "num_shared": num_shared,
+        "num_routed": budget.num_slices - num_shared,
+        "num_active_routed": budget.active_slices - num_shared,
         "alpha": allocation.alpha,
         "r": allocation.r,
         "clip": allocation.clip,
         "cv": spread,
-        "activation_frequency": _quantiles(statistics.activation_frequency(), FREQUENCY_QUANTILES),
+        "activation_frequency": _quantiles(frequency, FREQUENCY_QUANTILES),
         "router_scale_log2": stored.scale_log2,
         "max_abs_router_logit": stored.max_abs_logit,
         "routing_kept": stored.routing_kept,
-        "measures": dict(measures),
+        "measures": dict(design.measures),
     }
 
 

@@ -86,6 +86,26 @@ class LayerRunner:
         module.mlp.ffn = ffn
         return run_layer(module, self.rotary, hidden, sample_ids)
 
+    def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Run one layer up to its FFN.
+
+        Args:
+            module: What `layer` gave.
+            hidden: Hidden states entering the layer, [B, T, H].
+            sample_ids: As in `run`.
+
+        Returns:
+            FFN inputs, and the residual stream that the FFN's output is to be added to, [B, T, H] each.
+        """
+        seen: list[Tensor] = []
+
+        def nothing(x: Tensor) -> Tensor:
+            seen.append(x)
+            return torch.zeros_like(x)
+
+        residual = self.run(module, hidden, sample_ids, nothing)
+        return seen[0], residual
+
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
 

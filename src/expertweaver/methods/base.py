@@ -1,8 +1,10 @@
 """What a method is: a module with `Options`, `allocate` and `design`.
 
-`allocate` sees the statistics of all layers and decides how many slices each layer shares; `design` then turns one
-layer's statistics and weights into a partition and a router. Both are functions from values to values. The first
-line of the module's docstring is its description.
+`allocate` sees the statistics of all layers and decides how many slices each layer shares at least; `design` then turns
+one layer's evidence and weights into a partition and a router. The evidence is the layer's statistics in the dense
+model, or, for a method whose options say `reads_traffic`, its tokens in the model converted so far. Both are functions
+from values to values. The repair of down_proj is not a method's business: it follows any design that asks for it
+(`method.repair`). The first line of the module's docstring is its description.
 """
 
 from __future__ import annotations
@@ -26,15 +28,20 @@ class Method(Protocol):
 
     Options: type[MethodSection]
 
-    def allocate(self, options: Any, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
-        """Decide every layer's number of shared slices."""
+    def allocate(
+        self, options: Any, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+    ) -> list[Allocation]:
+        """Decide every layer's number of shared slices, or the fewest its design may share.
+
+        `statistics` is empty for a method that reads traffic.
+        """
         ...
 
     def design(
         self,
         options: Any,
         layer: int,
-        statistics: LayerStatistics,
+        evidence: Any,
         weights: GLUWeights,
         allocation: Allocation,
         budget: SliceBudget,

@@ -56,7 +56,9 @@ class Options(MethodSection):
         return self
 
 
-def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
+def allocate(
+    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
     """Share more slices in layers whose neurons vary less over samples (steps 1 and 2)."""
     spreads = [coefficient_of_variation(layer.profile(options.profile)) for layer in statistics]
     tau = _quantile(spreads, options.tau_quantile) if options.tau == "auto" else options.tau
@@ -76,16 +78,16 @@ def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: Sl
 def design(
     options: Options,
     layer: int,
-    statistics: LayerStatistics,
+    evidence: LayerStatistics,
     weights: GLUWeights,
     allocation: Allocation,
     budget: SliceBudget,
 ) -> LayerDesign:
     """Share the neurons of highest mean |gate_act|, cluster the rest by profile, route by mean gate (steps 3 to 5)."""
-    shared = strongest_neurons(statistics.mean_abs(), allocation.num_shared * budget.slice_width)
+    shared = strongest_neurons(evidence.mean_abs(), allocation.num_shared * budget.slice_width)
     rest = remaining_neurons(shared, weights.num_neurons)
     num_experts = budget.num_slices - allocation.num_shared
-    clusters = balanced_kmeans(statistics.profile(options.profile)[rest], num_experts, seed=options.seed + layer)
+    clusters = balanced_kmeans(evidence.profile(options.profile)[rest], num_experts, seed=options.seed + layer)
     experts = [rest[cluster] for cluster in clusters]
     router = mean_gate_router(weights.gate, experts, budget.active_slices - allocation.num_shared)
     return LayerDesign(Partition(shared, experts), router)

@@ -27,18 +27,20 @@ class Options(MethodSection):
     seed: Seed = Field(default=0, description="Of the split.")
 
 
-def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
+def allocate(
+    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
     """The same few shared slices in every layer."""
     wanted = options.num_shared_slices
     num_shared = min(wanted, budget.max_shared)
     clip = None if num_shared == wanted else f"{wanted} shared slices clipped to {num_shared}"
-    return [Allocation(num_shared, clip=clip)] * len(statistics)
+    return [Allocation(num_shared, clip=clip)] * num_layers
 
 
 def design(
     options: Options,
     layer: int,
-    statistics: LayerStatistics,
+    evidence: LayerStatistics,
     weights: GLUWeights,
     allocation: Allocation,
     budget: SliceBudget,

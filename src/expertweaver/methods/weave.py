@@ -1,19 +1,21 @@
-"""Weave (ours): co-activation experts, fitted router, routing-aware reassignment, least-squares repair.
+"""Weave (ours): co-activation experts, a fitted router, routing-aware reassignment, least-squares repair, in sequence.
 
-Built on what each neuron adds to each token's output, not on its gate alone. First version: every layer is profiled
-on the dense model's own inputs; errors of earlier layers are not yet fed forward.
+Built on what each neuron adds to each token's output, not on its gate alone. Every layer is designed on the tokens as
+the layers converted before it put them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.calibration.traffic import LayerTraffic
 from expertweaver.methods.base import remaining_neurons
 from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
@@ -23,154 +25,174 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.coactivation import coactivation_features, contributions
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
 from expertweaver.recipe.schema import MethodSection, Seed
-from expertweaver.repair.ffn import few_tokens, held_back, repair_ffn
+from expertweaver.router.refine import refine_router
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
+SHARED_SHARES = (0.0, 0.0625, 0.125)
+"""What `shared_share: auto` tries in every layer; at least one slice is always shared."""
 
 
 class Options(MethodSection):
     """Options of weave."""
 
     name: str = "weave"
-    num_tokens: int = Field(default=65536, ge=256, description="Calibration tokens used, at most.")
-    shared_share: float = Field(default=0.0625, ge=0, le=1, description="Share of all slices that is shared.")
+    repair: bool = Field(default=True, description="Repair down_proj by least squares, layer after layer.")
+    shared_share: float | Literal["auto"] = Field(
+        default="auto", description="Share of all slices that is shared; auto: what captures most, layer by layer."
+    )
     rounds: int = Field(default=10, ge=0, description="Rounds of reassignment and router refit.")
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
+    router_steps: int = Field(default=300, ge=0, description="Gradient steps that refine the fitted router.")
     cluster_tokens: int = Field(
         default=16384, ge=256, description="Tokens that clusters, router and reassignment are fitted on."
     )
-    repair: bool = Field(default=True, description="Repair down_proj by least squares.")
-    seed: Seed = Field(default=0, description="Of projection and clustering.")
+    seed: Seed = Field(default=0, description="Of projection, clustering and the refinement's batches.")
 
     @property
-    def num_probes(self) -> int:
-        """Every token that is used is kept."""
-        return self.num_tokens
+    def reads_traffic(self) -> bool:
+        """Layers are designed on what the converted layers before them put out."""
+        return True
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
-        """Activations of the sample four times over, and the repair's square matrices in float64."""
-        sample = min(num_tokens, self.num_tokens, self.cluster_tokens)
-        square = 3 * 8 * intermediate_size**2 if self.repair else 0
-        return 4 * 4 * sample * intermediate_size + square
-
-    def extra_scratch(self, *, hidden_size: int, intermediate_size: int) -> int:
-        """The repaired down_proj of a layer."""
-        return 4 * hidden_size * intermediate_size if self.repair else 0
-
-    def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
-        """Too few tokens make the repair timid: its ridge then holds it at the source's weights."""
-        return few_tokens(min(num_tokens, self.num_tokens), intermediate_size) if self.repair else []
+        """Activations of the sample four times over."""
+        return 4 * 4 * min(num_tokens, self.cluster_tokens) * intermediate_size
 
 
-def allocate(options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget) -> list[Allocation]:
-    """The same shared share in every layer; at least one slice, because stock engines want one."""
+def allocate(
+    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
+    """At least one shared slice in every layer, because stock engines want one; the same share everywhere if given."""
+    if options.shared_share == "auto":
+        return [Allocation(min(1, budget.max_shared))] * num_layers
     wanted = max(1, int(options.shared_share * budget.num_slices + 0.5))
     num_shared = min(wanted, budget.max_shared)
     clip = None if num_shared == wanted else f"{wanted} shared slices clipped to {num_shared}"
-    return [Allocation(num_shared, clip=clip)] * len(statistics)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """An assignment of routed neurons with the router fitted to it."""
-
-    labels: Tensor
-    router: Router
-    energy: float
+    return [Allocation(num_shared, clip=clip)] * num_layers
 
 
 def design(
     options: Options,
     layer: int,
-    statistics: LayerStatistics,
+    evidence: LayerTraffic,
     weights: GLUWeights,
     allocation: Allocation,
     budget: SliceBudget,
 ) -> LayerDesign:
-    """Cluster, route, reassign, repair."""
-    x, exact = statistics.probe_inputs, weights.to(torch.float32)
-    partition, router = _divide(options, layer, x, exact, allocation, budget)
-    if not options.repair:
-        return LayerDesign(partition, router)
-    repaired = repair_ffn(x, exact, lambda tokens: _running_neurons(tokens, router, partition, weights.num_neurons))
-    return LayerDesign(partition, router, repaired.down, measures=repaired.measures(exact.down))
+    """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
+    x, judging = evidence.sample(options.cluster_tokens)
+    exact = weights.to(torch.float32)
+    neuron_act = neuron_activations(x, exact, activation(exact.hidden_act))[1]
+    sample = _Sample(x, judging, neuron_act, exact, contributions(neuron_act, exact.down))
+    regressor = RidgeRegressor(x[~judging], ridge=options.router_ridge)
+    trials = [
+        _Weaver(options, layer, sample, regressor, num_shared, budget).run()
+        for num_shared in _shared_counts(options, allocation, budget)
+    ]
+    best = max(trials, key=lambda trial: trial.captured)
+    num_experts = best.router.weight.shape[0]
+    experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(num_experts)]
+    shared = (best.labels < 0).nonzero().squeeze(-1)
+    return LayerDesign(Partition(shared, experts), best.router, measures={"captured_energy": best.captured})
 
 
-def _divide(
-    options: Options, layer: int, x: Tensor, weights: GLUWeights, allocation: Allocation, budget: SliceBudget
-) -> tuple[Partition, Router]:
-    """Choose the shared neurons, cluster the rest, fit the router and reassign, on a sample of the tokens."""
-    sample = x[:: -(-len(x) // options.cluster_tokens)]
-    neuron_act = neuron_activations(sample, weights, activation(weights.hidden_act))[1]
-    contribution = contributions(neuron_act, weights.down)
-    shared = strongest_neurons(contribution.square().mean(dim=0), allocation.num_shared * budget.slice_width)
-    rest = remaining_neurons(shared, weights.num_neurons)
-    weaver = _Weaver(
-        options, layer, sample, neuron_act[:, rest], weights.slice(rest), contribution[:, rest], allocation, budget
-    )
-    best = weaver.run()
-    return Partition(shared, [rest[best.labels == expert] for expert in range(weaver.num_experts)]), best.router
+def _shared_counts(options: Options, allocation: Allocation, budget: SliceBudget) -> list[int]:
+    if options.shared_share != "auto":
+        return [allocation.num_shared]
+    counts = {max(allocation.num_shared, int(share * budget.num_slices + 0.5)) for share in SHARED_SHARES}
+    return sorted({min(count, budget.max_shared) for count in counts})
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The tokens that a layer is divided on: inputs [T, H], which of them judge [T], activations and contributions
+    of all neurons [T, F], the dense FFN.
+    """
+
+    x: Tensor
+    judging: Tensor
+    neuron_act: Tensor
+    weights: GLUWeights
+    contribution: Tensor
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """An expert for every neuron (-1: shared) [F], the router, and the share of energy captured on judging tokens."""
+
+    labels: Tensor
+    router: Router
+    captured: float
 
 
 class _Weaver:
-    """Alternates router fits and reassignments of one layer's routed neurons; keeps the best on held-back tokens."""
+    """Alternates router fits and reassignments for one number of shared slices; keeps the best on judging tokens."""
 
     def __init__(
         self,
         options: Options,
         layer: int,
-        x: Tensor,
-        neuron_act: Tensor,
-        routed: GLUWeights,
-        contribution: Tensor,
-        allocation: Allocation,
+        sample: _Sample,
+        regressor: RidgeRegressor,
+        num_shared: int,
         budget: SliceBudget,
     ) -> None:
-        self.options, self.layer, self.budget = options, layer, budget
-        self.x, self.neuron_act, self.down, self.contribution = x, neuron_act, routed.down, contribution
-        self.num_experts = budget.num_slices - allocation.num_shared
-        self.num_chosen = budget.active_slices - allocation.num_shared
-        self.judge = held_back(len(x))
-        self.regressor = RidgeRegressor(x[~self.judge], ridge=options.router_ridge)
+        self.options, self.seed, self.sample, self.regressor = options, options.seed + layer, sample, regressor
+        self.num_experts = budget.num_slices - num_shared
+        self.num_chosen = budget.active_slices - num_shared
+        self.active_share = budget.active_slices / budget.num_slices
+        strength = sample.contribution.square().mean(dim=0)
+        self.shared = strongest_neurons(strength, num_shared * budget.slice_width)
+        self.rest = remaining_neurons(self.shared, len(strength))
+        self.fitting = ~sample.judging
+        self.contribution = sample.contribution[:, self.rest]
+        self.neuron_act = sample.neuron_act[self.fitting][:, self.rest]
+        self.down = sample.weights.down[:, self.rest]
 
     def run(self) -> _Trial:
-        best = trial = self._fit(self._clusters())
+        labels = self._clusters()
+        best, labels = self._trial(labels, self._fitted(labels)), labels
+        trial = best
         for _ in range(self.options.rounds):
-            running = self._running(trial.router, ~self.judge)
-            gain = captured_energy(self.contribution[~self.judge], running)
-            labels = improve_by_swaps(gain, trial.labels)
-            if torch.equal(labels, trial.labels):
+            reassigned = improve_by_swaps(self._gain(trial.router, self.fitting), labels)
+            if torch.equal(reassigned, labels):
                 break
-            trial = self._fit(labels)
-            best = max(best, trial, key=lambda t: t.energy)
-        return best
+            labels = reassigned
+            trial = self._trial(labels, self._fitted(labels))
+            best = max(best, trial, key=lambda t: t.captured)
+        return self._refined(best) if self.options.router_steps and self.num_chosen < self.num_experts else best
 
     def _clusters(self) -> Tensor:
-        strongest = round(self.budget.active_slices / self.budget.num_slices * self.contribution.shape[1])
-        seed = self.options.seed + self.layer
-        features = coactivation_features(self.contribution[~self.judge], strongest, dims=FEATURE_DIMS, seed=seed)
-        labels = torch.empty(self.contribution.shape[1], dtype=torch.int64)
-        for expert, neurons in enumerate(balanced_kmeans(features, self.num_experts, seed=seed)):
+        strongest = max(1, round(self.active_share * len(self.rest)))
+        contribution = self.contribution[self.fitting]
+        features = coactivation_features(contribution, strongest, dims=FEATURE_DIMS, seed=self.seed)
+        labels = torch.empty(len(self.rest), dtype=torch.int64)
+        for expert, neurons in enumerate(balanced_kmeans(features, self.num_experts, seed=self.seed)):
             labels[neurons] = expert
         return labels
 
-    def _fit(self, labels: Tensor) -> _Trial:
+    def _norms(self, labels: Tensor) -> Tensor:
         experts = [(labels == expert).nonzero().squeeze(-1) for expert in range(self.num_experts)]
-        norms = expert_output_norms(self.neuron_act[~self.judge], self.down, experts)
-        router = self.regressor.fit(norms, self.num_chosen)
-        gain = captured_energy(self.contribution[self.judge], self._running(router, self.judge))
-        return _Trial(labels, router, float(gain.gather(1, labels[:, None]).sum()))
+        return expert_output_norms(self.neuron_act, self.down, experts)
 
-    def _running(self, router: Router, tokens: Tensor) -> Tensor:
-        return chosen_mask(choose_experts(self.x[tokens], router), self.num_experts)
+    def _fitted(self, labels: Tensor) -> Router:
+        return self.regressor.fit(self._norms(labels), self.num_chosen)
 
+    def _refined(self, best: _Trial) -> _Trial:
+        labels = best.labels[self.rest]
+        steps, gain = self.options.router_steps, self._norms(labels).square()
+        refined = refine_router(self.regressor, gain, best.router, steps=steps, seed=self.seed)
+        return max(best, self._trial(labels, refined), key=lambda trial: trial.captured)
 
-def _running_neurons(x: Tensor, router: Router, partition: Partition, num_neurons: int) -> Tensor:
-    """One where a neuron runs on a token, [T, F] float32."""
-    experts = chosen_mask(choose_experts(x, router), partition.num_experts)
-    owner = torch.full((num_neurons,), partition.num_experts)
-    for expert, neurons in enumerate(partition.expert_neurons):
-        owner[neurons] = expert
-    with_shared = torch.cat([experts, torch.ones(len(x), 1, dtype=torch.bool)], dim=1)
-    return with_shared[:, owner].float()
+    def _gain(self, router: Router, tokens: Tensor) -> Tensor:
+        running = chosen_mask(choose_experts(self.sample.x[tokens], router), self.num_experts)
+        return captured_energy(self.contribution[tokens], running)
+
+    def _trial(self, labels: Tensor, router: Router) -> _Trial:
+        judging = self.sample.judging
+        energy = self.sample.contribution[judging].double().square()
+        routed = self._gain(router, judging).gather(1, labels[:, None]).sum()
+        captured = float((energy[:, self.shared].sum() + routed) / energy.sum().clamp_min(1e-30))
+        everywhere = torch.full((energy.shape[1],), -1)
+        everywhere[self.rest] = labels
+        return _Trial(everywhere, router, captured)

@@ -90,14 +90,6 @@ class MethodSection(Section):
         """Bytes that designing a layer needs beyond its weights and statistics."""
         return 0
 
-    def extra_scratch(self, *, hidden_size: int, intermediate_size: int) -> int:
-        """Bytes a layer leaves on disk until the run ends, beyond its statistics."""
-        return 0
-
-    def warnings(self, *, intermediate_size: int, num_tokens: int) -> list[str]:
-        """What the user should know before this method runs on this width and at most this many tokens."""
-        return []
-
 
 class BudgetSection(Section):
     """How much of the FFN runs per token, and in which portions."""

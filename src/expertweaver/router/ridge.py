@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,13 @@ def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequen
 
 
 class RidgeRegressor:
-    """The inputs' part of a ridge regression, factored once and used for many targets."""
+    """The inputs' part of a ridge regression, factored once and used for many targets.
+
+    Attributes:
+        mean: Of the inputs, [H] float64.
+        centred: Inputs minus mean, [T, H].
+        factor: Lower Cholesky factor of centred'centred + ridge, [H, H] float64.
+    """
 
     def __init__(self, ffn_input: Tensor, *, ridge: float) -> None:
         """Factor the inputs.
@@ -36,16 +43,39 @@ class RidgeRegressor:
         scale = gram.diagonal().mean().clamp_min(1e-30)
         self.factor = torch.linalg.cholesky(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
 
-    def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
-        """Regress targets [T, E] on the inputs; the mean over experts is taken out, which keeps the order.
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.centred)
 
-        The weights are rounded to bfloat16, as they are stored, so that what follows is measured on what is served.
+    @cached_property
+    def whitened(self) -> Tensor:
+        """Inputs of mean zero and, but for the ridge, unit covariance, [T, H] float32."""
+        inverse = torch.linalg.inv(self.factor).float() * self.num_tokens**0.5
+        return self.centred @ inverse.T
+
+    def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
+        """Regress targets [T, E] on the inputs, in the form in which a router is stored.
 
         Source: METHODS, weave step 3; D2DMoE (2310.04361) regresses the same norms with an MLP.
         """
         centre = target.double().mean(dim=0)
         cross = (self.centred.T @ (target - centre.float())).double()
         weight = torch.cholesky_solve(cross, self.factor).T
-        weight = (weight - weight.mean(dim=0)).float().bfloat16().float()
-        bias = centre - weight.double() @ self.mean
-        return Router(weight, (bias - bias.mean()).float(), num_experts_per_tok, is_stored_form=True)
+        return stored_form(weight, centre, self.mean, num_experts_per_tok)
+
+
+def stored_form(weight: Tensor, centre: Tensor, mean: Tensor, num_experts_per_tok: int) -> Router:
+    """The router of scores (x - mean) @ weight.T + centre, with the mean over experts taken out, which keeps the order.
+
+    The weights are rounded to bfloat16, as they are stored, so that what follows is measured on what is served.
+
+    Args:
+        weight: [E, H] float64.
+        centre: [E] float64.
+        mean: [H] float64.
+        num_experts_per_tok: K.
+    """
+    rounded = (weight - weight.mean(dim=0)).float().bfloat16().float()
+    bias = centre - rounded.double() @ mean
+    return Router(rounded, (bias - bias.mean()).float(), num_experts_per_tok, is_stored_form=True)

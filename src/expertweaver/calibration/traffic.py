@@ -1,0 +1,142 @@
+"""Two streams of hidden states through a model that is being converted: as the dense model has them, and as converted.
+
+A layer is designed on what the converted layers before it put out, and repaired towards what the dense model puts out,
+so that errors do not add up (METHODS, weave step 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches
+from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.dense.model import DenseModel
+from expertweaver.dense.runner import LayerRunner
+from expertweaver.modeling.reference import activation, dense_ffn
+from expertweaver.modeling.values import GLUWeights
+
+JUDGE_RUN, JUDGE_EVERY = 64, 8
+"""Of every 8 runs of 64 tokens one, drawn at random, is held back to judge what the others fit."""
+
+
+@dataclass(frozen=True)
+class TrafficBatch:
+    """Some valid tokens of a layer.
+
+    Attributes:
+        x: FFN inputs in the converted model, [t, H] float32.
+        target: What the FFN would have to put out for the dense model's residual stream, [t, H] float32.
+        judging: Tokens held back from every fit, [t] bool.
+    """
+
+    x: Tensor
+    target: Tensor
+    judging: Tensor
+
+
+class LayerTraffic:
+    """What enters the FFN of one layer in the model converted so far, and what should leave it."""
+
+    def __init__(self, inputs: Tensor, residual: Tensor, wanted: Tensor, valid: Tensor, judging: Tensor) -> None:
+        """Look at buffers that belong to `Streams`.
+
+        Args:
+            inputs: FFN inputs in the converted model, [R, T, H].
+            residual: Its residual stream before the FFN's output is added, [R, T, H].
+            wanted: The dense model's residual stream after its FFN, [R, T, H].
+            valid: Which places hold a token, [R, T] bool.
+            judging: Which of them are held back, [R, T] bool.
+        """
+        self.inputs, self.residual, self.wanted = inputs, residual, wanted
+        self.valid, self.judging = valid, judging
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens, judging ones included."""
+        return int(self.valid.sum())
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """At most `count` evenly spread tokens: their FFN inputs [n, H] float32 and whether they judge [n] bool."""
+        places = self.valid.flatten().nonzero().squeeze(-1)
+        kept = min(count, len(places))
+        places = places[torch.arange(kept) * len(places) // kept]
+        return self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
+
+    def batches(self, *, judging: bool | None = None) -> Iterator[TrafficBatch]:
+        """All valid tokens in order, or only those that judge (True) or fit (False)."""
+        chosen = self.valid if judging is None else self.valid & (self.judging == judging)
+        for rows in row_batches(self.valid):
+            tokens = chosen[rows]
+            if tokens.any():
+                target = self.wanted[rows][tokens].float() - self.residual[rows][tokens].float()
+                yield TrafficBatch(self.inputs[rows][tokens].float(), target, self.judging[rows][tokens])
+
+
+class Streams:
+    """Both streams of hidden states, moved through the layers in order."""
+
+    def __init__(
+        self, dense: DenseModel, calibration: CalibrationSet, *, compute_dtype: torch.dtype, scratch: Path
+    ) -> None:
+        """Embed the calibration tokens twice.
+
+        Args:
+            dense: The source.
+            calibration: Packed tokens.
+            compute_dtype: Arithmetic of the passes.
+            scratch: Folder for hidden states that are too large for memory.
+        """
+        self.dense, self.sample_ids = dense, calibration.sample_ids
+        self.runner = LayerRunner(dense, compute_dtype)
+        self.act = activation(dense.dims.hidden_act)
+        self.wanted = embed_all(self.runner, calibration, scratch, "hidden-dense.bin")
+        self.converted = embed_all(self.runner, calibration, scratch, "hidden-converted.bin")
+        self.inputs = hidden_buffer(self.converted.shape, compute_dtype, scratch, "ffn-inputs.bin")
+        self.valid = self.sample_ids != PADDING
+        self.judging = judging_tokens(self.valid)
+
+    def enter(self, layer: int, weights: GLUWeights) -> LayerTraffic:
+        """Move both streams up to a layer's FFN, and the dense one through it; call `leave` before the next layer.
+
+        Args:
+            layer: The layer, in order from 0.
+            weights: The dense FFN.
+        """
+        weights = weights.to(self.runner.dtype)
+        with self.runner.layer(layer) as module:
+            for rows in row_batches(self.sample_ids):
+                ids = self.sample_ids[rows]
+                dense = partial(dense_ffn, weights=weights, act=self.act)
+                self.wanted[rows] = self.runner.run(module, self.wanted[rows], ids, dense)
+                self.inputs[rows], self.converted[rows] = self.runner.stop_at_ffn(module, self.converted[rows], ids)
+        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging)
+
+    def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
+        """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""
+        for rows in row_batches(self.sample_ids):
+            tokens = self.valid[rows]
+            part = self.converted[rows]
+            part[tokens] += ffn(self.inputs[rows][tokens].float()).to(part.dtype)
+            self.converted[rows] = part
+
+
+def judging_tokens(valid: Tensor) -> Tensor:
+    """Hold back one of every few runs of neighbouring tokens, drawn at random, [R, T] bool.
+
+    At random, because a fixed step would fall on the same place of every row, or on the same domain.
+    """
+    count = int(valid.sum())
+    run = min(JUDGE_RUN, max(1, count // (4 * JUDGE_EVERY)))
+    num_runs = -(-count // run)
+    order = torch.randperm(num_runs, generator=torch.Generator().manual_seed(0))
+    held = torch.zeros(num_runs, dtype=torch.bool)
+    held[order[: max(1, num_runs // JUDGE_EVERY)]] = True
+    judging = torch.zeros_like(valid)
+    judging[valid] = held.repeat_interleave(run)[:count]
+    return judging

@@ -1,0 +1,117 @@
+"""From statistics or traffic to the shards of a converted model, one decoder layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from expertweaver.calibration.samples import CalibrationSet
+from expertweaver.calibration.statistics import LayerStatistics, activation_frequency
+from expertweaver.calibration.traffic import LayerTraffic
+from expertweaver.checkpoint.finished import FinishedLayers
+from expertweaver.checkpoint.folder import OutputFolder
+from expertweaver.checkpoint.manifest import layer_record
+from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
+from expertweaver.checkpoint.verify import copied_tensors
+from expertweaver.formats.base import Layout, StoredLayer, load_format
+from expertweaver.modeling.reference import activation, sparse_ffn
+from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.partition.allocation import Allocation
+from expertweaver.planning import Plan
+from expertweaver.progress import Progress
+from expertweaver.weaving import Loom, Served
+
+
+class LayerWriter:
+    """Designs, slices and writes every layer; a layer whose record exists was finished by an earlier run."""
+
+    def __init__(
+        self,
+        todo: Plan,
+        calibration: CalibrationSet,
+        layout: Layout,
+        statistics: Sequence[LayerStatistics],
+        folder: OutputFolder,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            todo: What to do.
+            calibration: The tokens that a sequential method runs.
+            layout: The uniform sizes of the format.
+            statistics: Of all layers; empty for a method that reads traffic.
+            folder: Where shards and records go.
+        """
+        self.todo, self.calibration, self.layout = todo, calibration, layout
+        self.statistics, self.folder = statistics, folder
+        self.form = load_format(todo.recipe.output.format)
+        self.act = activation(todo.dense.dims.hidden_act)
+        self.names = ShardNames(todo.dense.dims.num_hidden_layers)
+        self.finished = FinishedLayers(folder.scratch, todo.dense.dims.num_hidden_layers)
+
+    def write(self, allocations: Sequence[Allocation], progress: Progress) -> FinishedLayers:
+        """Write the shards of all layers and of what lies around them, and their index."""
+        with progress.stage("weaving", len(allocations)) as step:
+            if not all(self.finished.has(layer) for layer in range(len(allocations))):
+                self._weave(allocations, step)
+        self._write_rest()
+        return self.finished
+
+    def _weave(self, allocations: Sequence[Allocation], step: Callable[[], None]) -> None:
+        recipe = self.todo.recipe
+        loom = Loom(
+            self.todo.dense,
+            self.calibration,
+            recipe.method,
+            self.todo.budget,
+            compute_dtype=getattr(torch, recipe.calibration.compute_dtype),
+            scratch=self.folder.scratch,
+        )
+        for layer, allocation in enumerate(allocations):
+            known = self._served(layer, self.finished[layer]) if self.finished.has(layer) else None
+            loom.layer(layer, allocation, self.statistics, partial(self._finish, layer, allocation), known=known)
+            step()
+
+    def _finish(
+        self, layer: int, allocation: Allocation, weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None
+    ) -> Served:
+        """Write a designed layer's shard and record, and say what it serves."""
+        probes, frequency = self._probes(layer, weights, traffic)
+        stored = self.form.store_layer(design, self.layout, probes)
+        tensors = copied_tensors(self.todo.dense, layer, self.todo.torch_dtype)
+        tensors |= self.form.layer_tensors(layer, stored, weights, self.todo.torch_dtype)
+        write_shard(self.folder.partial / self.names.layer(layer), tensors)
+        record = layer_record(layer, allocation, design, self.todo.budget, stored, frequency)
+        self.finished.save(layer, stored, record)
+        return self._served(layer, stored)
+
+    def _probes(self, layer: int, weights: GLUWeights, traffic: LayerTraffic | None) -> tuple[Tensor, Tensor]:
+        """FFN inputs that set the router's range, and how often each neuron is among the strongest of a token."""
+        if traffic is None or self.statistics:
+            measured = self.statistics[layer]
+            return measured.probe_inputs, measured.activation_frequency()
+        probes, _ = traffic.sample(self.todo.recipe.method.num_probes)
+        num_strongest = self.todo.budget.active_slices * self.todo.budget.slice_width
+        return probes, activation_frequency(probes, weights.to(torch.float32), num_strongest)
+
+    def _served(self, layer: int, stored: StoredLayer) -> Served:
+        """The FFN of a written layer, in the arithmetic of the format, with weights as rounded on disk."""
+        weights = stored.served(self.todo.dense.read_ffn(layer)).to(self.todo.torch_dtype).to(torch.float32)
+        shared = weights.slice(stored.shared_neurons)
+        experts = [weights.slice(neurons) for neurons in stored.expert_neurons]
+
+        def ffn(x: Tensor) -> Tensor:
+            routing = self.form.reference_routing(x, stored, self.layout)
+            return sparse_ffn(x, shared, experts, routing.chosen, self.act, routing.weights)
+
+        return ffn
+
+    def _write_rest(self) -> None:
+        dense, dtype, embeddings = self.todo.dense, self.todo.torch_dtype, "model.embed_tokens.weight"
+        write_shard(self.folder.partial / self.names.embeddings, {embeddings: dense.read(embeddings).to(dtype)})
+        head = {name: dense.read(name).to(dtype) for name in dense.names() if name != embeddings}
+        write_shard(self.folder.partial / self.names.head, head)
+        write_index(self.folder.partial, self.names)
