@@ -21,17 +21,11 @@ from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
 from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder, write_text
-<<<<<<< HEAD
 from expertweaver.checkpoint.identity import package_versions, source_identity
-from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes, layer_record
-from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
-from expertweaver.checkpoint.verify import Verification, copied_tensors, verify
-=======
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.checkpoint.writer import LayerWriter
->>>>>>> main
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
 from expertweaver.machine import available_memory
 from expertweaver.methods.base import load_method

@@ -16,6 +16,7 @@ from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import CalibrationError, ExpertWeaverError, Problem, RecipeError
 from expertweaver.evaluation.loading import DTYPES
 from expertweaver.partition.budget import SliceBudget, slice_budget
+from expertweaver.planning import few_tokens
 from expertweaver.recipe.loading import SHORTHANDS, make_recipe
 from expertweaver.recipe.schema import Recipe
 from expertweaver.registry import require_known
@@ -70,11 +71,10 @@ class Request:
             notes.append("no calibration text given: using the small English text that ships with expertweaver")
         if self.sequence_length < self.recipe.calibration.sequence_length:
             notes.append(f"sequence_length lowered to the model's max_position_embeddings {self.sequence_length}")
-        sizes = {
-            "intermediate_size": self.dense.dims.intermediate_size,
-            "num_tokens": self.recipe.calibration.num_samples * self.sequence_length,
-        }
-        notes += [f"{entry.label}: {text}" for entry in self.entries for text in entry.method.warnings(**sizes)]
+        repaired = [entry.label for entry in self.entries if entry.method.repair]
+        num_tokens = self.recipe.calibration.num_samples * self.sequence_length
+        few = few_tokens(num_tokens, self.dense.dims.intermediate_size) if repaired else []
+        notes += [f"{', '.join(repaired)}: {text}" for text in few]
         return notes
 
 
