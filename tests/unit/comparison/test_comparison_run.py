@@ -100,12 +100,21 @@ def test_a_cell_is_what_pruning_by_hand_gives(ground: Ground) -> None:
         assert score.nats / score.num_tokens == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("label", "settings"), [("static", {}), ("expertweaver", {"method.seed": 0}), ("weave", {})])
+@pytest.mark.parametrize(
+    ("label", "settings"),
+    [
+        ("static", {"method": "static"}),
+        ("static+repair", {"method": "static", "method.repair": True}),
+        ("expertweaver", {"method": "expertweaver", "method.seed": 0}),
+    ],
+)
 def test_compare_agrees_with_convert_and_evaluate(ground: Ground, label: str, settings: dict[str, Any]) -> None:
+    """Not of methods that fit a layer's router on earlier layers as they are served: rounding those to bfloat16 moves
+    a few tokens of a random model, and with them all that follows."""
     done = compare(ground.source, **ground.request(methods=label, mlp_sparsities=[0.5], seeds=1))
-    request = {"method": label, "mlp_sparsity": 0.5, "num_slices": 8, "calibration": [ground.fitted], **SETTINGS}
+    request = {"mlp_sparsity": 0.5, "num_slices": 8, "calibration": [ground.fitted], **SETTINGS}
     out = ground.folder / "sparse"
-    convert(make_recipe(ground.source, settings={**request, **settings}), out)
+    convert(make_recipe(ground.source, settings={**settings, **request}), out)
     result = evaluate([out], text=[ground.judged], against=ground.source)
     expected = result.models[1].quality("all").nats_per_token - result.models[0].quality("all").nats_per_token
     assert over_dense(done, label, 0.5) == pytest.approx(expected, abs=2e-3), "what differs: a router kept in bfloat16"
