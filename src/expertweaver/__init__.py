@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expertweaver.bench.speed import measure_speed
+    from expertweaver.comparison.results import Comparison
+    from expertweaver.comparison.run import compare
     from expertweaver.conversion import Conversion, convert
     from expertweaver.demonstration import demo
     from expertweaver.errors import ExpertWeaverError
@@ -33,6 +35,8 @@ _HOMES = {
     "Plan": "expertweaver.planning",
     "evaluate": "expertweaver.evaluation.quality",
     "Evaluation": "expertweaver.evaluation.results",
+    "compare": "expertweaver.comparison.run",
+    "Comparison": "expertweaver.comparison.results",
     "inspect": "expertweaver.inspection",
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
@@ -44,12 +48,14 @@ _HOMES = {
 """Public names and the modules they live in; imported on first use, so that importing the package is quick."""
 
 __all__ = [
+    "Comparison",
     "Conversion",
     "Evaluation",
     "ExpertWeaverError",
     "Plan",
     "Recipe",
     "__version__",
+    "compare",
     "convert",
     "demo",
     "evaluate",

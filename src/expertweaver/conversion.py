@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -22,6 +21,7 @@ from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
 from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder, write_text
+from expertweaver.checkpoint.identity import package_versions, source_identity
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.checkpoint.verify import Verification, verify
@@ -135,19 +135,12 @@ class _Clock:
 
 
 def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
-    """What makes a repeated request the same; weights that were written anew are others, even of the same shapes."""
-    import transformers
-
-    from expertweaver import __version__
-
-    files = sorted({info.file for info in todo.dense.reader.tensors.values()})
+    """What makes a repeated request the same."""
     return {
         "recipe": todo.recipe.to_values(),
-        "source": todo.dense.reader.fingerprint,
-        "source_config": hashlib.sha256(json.dumps(dict(todo.dense.config), sort_keys=True).encode()).hexdigest(),
-        "source_files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        **source_identity(todo.dense),
         "calibration": calibration.fingerprint,
-        "versions": {"expertweaver": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": package_versions(),
     }
 
 

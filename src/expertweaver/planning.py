@@ -281,11 +281,11 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
             "selects its plain loop over experts instead"
         )
     if recipe.method.repair:
-        warnings += _few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)
+        warnings += few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)
     return warnings
 
 
-def _few_tokens(num_tokens: int, intermediate_size: int) -> list[str]:
+def few_tokens(num_tokens: int, intermediate_size: int) -> list[str]:
     """Tell that tokens are few for the repair: its ridge then holds it at the source's weights."""
     if num_tokens >= TOKENS_PER_NEURON * intermediate_size:
         return []

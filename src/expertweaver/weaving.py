@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import LayerTraffic, Streams
 from expertweaver.dense.model import DenseModel
+from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.methods.base import load_method
 from expertweaver.modeling.reference import activation, designed_ffn, neuron_activations, running_neurons
 from expertweaver.modeling.values import GLUWeights, LayerDesign
@@ -23,8 +25,21 @@ from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import MethodSection
 from expertweaver.repair.least_squares import Batch, repair_down
 
-Served = Callable[[Tensor], Tensor]
-"""An FFN as it is served: inputs [t, H] to outputs [t, H]."""
+
+class Served(Protocol):
+    """An FFN as it is served."""
+
+    def __call__(self, x: Tensor, *, weights: GLUWeights) -> Tensor:
+        """Map inputs [t, H] to outputs [t, H]; `weights` is the dense FFN in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class WovenLayer:
+    """A layer's design, and what is served of it."""
+
+    design: LayerDesign
+    served: Served
 
 
 class Loom:
@@ -69,7 +84,7 @@ class Loom:
             design = self._design(layer, allocation, statistics, weights, traffic)
             known = finish(weights, design, traffic)
         if self.streams is not None:
-            self.streams.leave(known)
+            self.streams.leave(partial(known, weights=weights.to(torch.float32)))
 
     def _design(
         self,
@@ -85,7 +100,7 @@ class Loom:
         return repaired(design, weights, traffic) if self.method.repair and traffic is not None else design
 
 
-def design_model(
+def weave_model(
     dense: DenseModel,
     calibration: CalibrationSet,
     statistics: Sequence[LayerStatistics],
@@ -94,8 +109,9 @@ def design_model(
     *,
     compute_dtype: torch.dtype,
     scratch: Path,
+    stored_as: tuple[Format, torch.dtype] | None = None,
     progress: Progress = SILENT,
-) -> list[LayerDesign]:
+) -> list[WovenLayer]:
     """Design every layer of a model by one method, without writing anything.
 
     Args:
@@ -106,23 +122,39 @@ def design_model(
         budget: The slices.
         compute_dtype: Arithmetic of the passes.
         scratch: Folder for hidden states that are too large for memory.
+        stored_as: Serve what this format would hold in this type; None serves the design as it is.
         progress: Hears of the layers done.
     """
     num_layers = dense.dims.num_hidden_layers
     allocations = load_method(method.name).allocate(method, statistics, budget, num_layers)
+    layout = uniform_layout(allocations, budget)
     loom = Loom(dense, calibration, method, budget, compute_dtype=compute_dtype, scratch=scratch)
     act = activation(dense.dims.hidden_act)
-    designs: list[LayerDesign] = []
+    layers: list[WovenLayer] = []
 
     def keep(weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None) -> Served:
-        designs.append(design)
-        return partial(designed_ffn, weights=weights.to(torch.float32), design=design, act=act)
+        served = partial(designed_ffn, design=design, act=act)
+        if stored_as is not None:
+            form, dtype = stored_as
+            stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic))
+            served = partial(stored_ffn, stored=stored.rounded(dtype), layout=layout, form=form, act=act)
+        layers.append(WovenLayer(design, served))
+        return served
 
     with progress.stage("weaving", num_layers) as step:
         for layer, allocation in enumerate(allocations):
             loom.layer(layer, allocation, statistics, keep)
             step()
-    return designs
+    return layers
+
+
+def probe_inputs(
+    method: MethodSection, layer: int, statistics: Sequence[LayerStatistics], traffic: LayerTraffic | None
+) -> Tensor:
+    """The FFN inputs that set the range of a layer's router when it is stored, [P, H]."""
+    if traffic is not None and method.reads_traffic:
+        return traffic.sample(method.num_probes)[0]
+    return statistics[layer].probe_inputs
 
 
 def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) -> LayerDesign:

@@ -17,7 +17,7 @@ import expertweaver
 from expertweaver.checkpoint import shards
 from expertweaver.registry import PACKAGE_FOLDER
 
-VERBS = ("convert", "plan", "evaluate", "inspect", "ls", "demo")
+VERBS = ("convert", "plan", "evaluate", "compare", "inspect", "ls", "demo")
 HEAVY = ("torch", "transformers", "numpy", "pandas", "datasets", "plotly")
 WRITTEN = {
     "config.json",
@@ -96,7 +96,7 @@ def test_the_installed_command_refuses_without_a_traceback(tmp_path: Path) -> No
 def test_verbs_are_those_of_the_package() -> None:
     text = run("--help").output
     assert all(verb in text for verb in VERBS)
-    assert {"convert", "plan", "evaluate", "inspect", "demo"} <= set(expertweaver.__all__)
+    assert {"convert", "plan", "evaluate", "compare", "inspect", "demo"} <= set(expertweaver.__all__)
     for name in expertweaver.__all__:
         assert getattr(expertweaver, name) is not None
 

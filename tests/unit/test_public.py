@@ -22,12 +22,13 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
 
 
 def test_functions_are_not_shadowed_by_modules() -> None:
+    import expertweaver.comparison.run
     import expertweaver.conversion
     import expertweaver.evaluation
     import expertweaver.inspection
     import expertweaver.planning
 
-    for name in ("convert", "evaluate", "inspect", "plan", "demo"):
+    for name in ("convert", "evaluate", "inspect", "plan", "demo", "compare"):
         assert callable(getattr(expertweaver, name))
 
 

@@ -16,12 +16,11 @@ from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder
 from expertweaver.calibration.traffic import Streams
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.modeling.reference import activation, designed_ffn
-from expertweaver.modeling.values import LayerDesign
+from expertweaver.modeling.values import GLUWeights
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection, method_options
-from expertweaver.weaving import Loom, design_model
+from expertweaver.weaving import Loom, WovenLayer, weave_model
 
 BUDGET = SliceBudget(num_slices=8, slice_width=8, active_slices=4)
 
@@ -53,14 +52,13 @@ def section(name: str, **options: object) -> MethodSection:
     return method_options(name).model_validate({"name": name, **options})
 
 
-def last_error(dense: DenseModel, calibration: CalibrationSet, designs: list[LayerDesign], scratch: Path) -> float:
+def last_error(dense: DenseModel, calibration: CalibrationSet, layers: list[WovenLayer], scratch: Path) -> float:
     """Squared difference of the last layer's output to the dense model's, relative to the latter's power."""
     streams = Streams(dense, calibration, compute_dtype=torch.float32, scratch=scratch)
-    act = activation("silu")
-    for layer, design in enumerate(designs):
+    for layer, woven in enumerate(layers):
         weights = dense.read_ffn(layer)
         streams.enter(layer, weights)
-        streams.leave(partial(designed_ffn, weights=weights.to(torch.float32), design=design, act=act))
+        streams.leave(partial(woven.served, weights=weights.to(torch.float32)))
     difference = streams.converted - streams.wanted
     return float(difference.square().sum() / streams.wanted.square().sum())
 
@@ -70,28 +68,28 @@ def test_any_method_can_be_repaired(
     name: str, dense: DenseModel, calibration: CalibrationSet, statistics: list[LayerStatistics], tmp_path: Path
 ) -> None:
     plain, repaired = (
-        design_model(
+        weave_model(
             dense, calibration, statistics, section(name, repair=on), BUDGET,
             compute_dtype=torch.float32, scratch=tmp_path,
         )
         for on in (False, True)
     )  # fmt: skip
-    assert all(design.down is None for design in plain)
-    assert all(design.down is not None for design in repaired)
+    assert all(layer.design.down is None for layer in plain)
+    assert all(layer.design.down is not None for layer in repaired)
     for before, after in zip(plain, repaired, strict=True):
-        assert torch.equal(before.partition.shared_neurons, after.partition.shared_neurons)
-    errors = [last_error(dense, calibration, designs, tmp_path) for designs in (plain, repaired)]
+        assert torch.equal(before.design.partition.shared_neurons, after.design.partition.shared_neurons)
+    errors = [last_error(dense, calibration, layers, tmp_path) for layers in (plain, repaired)]
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_a_method_that_reads_traffic_needs_no_statistics(
     dense: DenseModel, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
-    designs = design_model(
+    layers = weave_model(
         dense, calibration, (), section("weave"), BUDGET, compute_dtype=torch.float32, scratch=tmp_path
     )
-    assert len(designs) == dense.dims.num_hidden_layers
-    assert all((design.measures["captured_energy"] or 0) > 0.5 for design in designs)
+    assert len(layers) == dense.dims.num_hidden_layers
+    assert all((layer.design.measures["captured_energy"] or 0) > 0.5 for layer in layers)
 
 
 def test_a_layer_sees_what_the_converted_layers_put_out(
@@ -100,10 +98,14 @@ def test_a_layer_sees_what_the_converted_layers_put_out(
     seen: dict[float, Tensor] = {}
     for scale in (1.0, 3.0):
         loom = Loom(dense, calibration, section("weave"), BUDGET, compute_dtype=torch.float32, scratch=tmp_path)
-        loom.layer(0, Allocation(1), (), _never, known=lambda x, scale=scale: scale * x)
+        loom.layer(0, Allocation(1), (), _never, known=partial(scaled, scale=scale))
         assert loom.streams is not None
         seen[scale], _ = loom.streams.enter(1, dense.read_ffn(1)).sample(100)
     assert not torch.allclose(seen[1.0], seen[3.0], atol=1e-2)
+
+
+def scaled(x: Tensor, *, weights: GLUWeights, scale: float) -> Tensor:
+    return scale * x
 
 
 def _never(*_: object) -> NoReturn:

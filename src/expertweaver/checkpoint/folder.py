@@ -52,7 +52,7 @@ class OutputFolder:
         try:
             self._refuse_foreign()
             self.scratch.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self.lock = take_lock(self.scratch / "lock", self.partial)
             self._check_journal()
         except OSError as error:
             if self.lock is not None:
@@ -106,15 +106,6 @@ class OutputFolder:
             elif entry.is_file() and entry.name != "lock":
                 entry.unlink()
 
-    def _take_lock(self) -> None:
-        self.lock = (self.scratch / "lock").open("w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.lock.close()
-            fix = "Wait for the other run, or choose another output folder."
-            raise CheckpointError(Problem(str(self.partial), "no other run", "one that is writing it", fix)) from error
-
     def _check_journal(self) -> None:
         file = self.scratch / JOURNAL
         if not file.exists():
@@ -130,10 +121,28 @@ class OutputFolder:
         if before != now:
             where = str(self.partial)
             fix = f"Repeat the earlier request to continue it, or remove {self.partial} to start anew."
-            differences = _differences(before, now)
             raise CheckpointError(
-                *(Problem(f"{where}: {key}", f"{a!r}, as begun", f"{b!r}", fix) for key, a, b in differences)
+                *(
+                    Problem(f"{where}: {key}", f"{a!r}, as begun", f"{b!r}", fix)
+                    for key, a, b in differences(before, now)
+                )
             )
+
+
+def take_lock(file: Path, folder: Path) -> IO[str]:
+    """Lock a folder for this process until the file that this opens is closed.
+
+    Raises:
+        CheckpointError: Another process holds the lock.
+    """
+    lock = file.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        fix = "Wait for the other run, or choose another output folder."
+        raise CheckpointError(Problem(str(folder), "no other run", "one that is writing it", fix)) from error
+    return lock
 
 
 def partial_folder(out: Path) -> Path:
@@ -143,14 +152,7 @@ def partial_folder(out: Path) -> Path:
 
 def check_target(out: Path, *, overwrite: bool, source: Path) -> None:
     """Refuse an output folder that exists (unless it may be replaced), would destroy the source or cannot be made."""
-    if out.name in ("", ".."):
-        raise CheckpointError(Problem(str(out), "the name of a new folder", f"'{out}'", "Name the folder to create."))
-    target, dense = out.resolve(), source.resolve()
-    if target == dense or dense.is_relative_to(target) or target.is_relative_to(dense):
-        fix = "Choose a folder beside it."
-        raise CheckpointError(
-            Problem(str(out), "a folder apart from the source model", f"one in or around {source}", fix)
-        )
+    check_apart(out, source)
     taken = out.exists() or out.is_symlink()
     if taken and not overwrite:
         found = "a folder or file of this name"
@@ -159,6 +161,23 @@ def check_target(out: Path, *, overwrite: bool, source: Path) -> None:
     if taken and not _is_replaceable(out):
         fix = "--overwrite replaces model folders only. Choose another name."
         raise CheckpointError(Problem(str(out), "a model folder to replace", "something else", fix))
+    check_writable(out)
+
+
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse an output folder without a name, or one that is, holds or lies in the source."""
+    if out.name in ("", ".."):
+        raise CheckpointError(Problem(str(out), "the name of a new folder", f"'{out}'", "Name the folder to create."))
+    target, dense = out.resolve(), source.resolve()
+    if target == dense or dense.is_relative_to(target) or target.is_relative_to(dense):
+        fix = "Choose a folder beside it."
+        raise CheckpointError(
+            Problem(str(out), "a folder apart from the source model", f"one in or around {source}", fix)
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Refuse an output folder that could not be made."""
     parent = _existing_parent(out)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         found = "one without write permission" if parent.is_dir() else "a file"
@@ -197,10 +216,11 @@ def write_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys on which two requests differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
+        return [d for k in keys for d in differences(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
     return [] if before == now else [(key, before, now)]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics, activation_frequency
@@ -16,13 +15,13 @@ from expertweaver.checkpoint.folder import OutputFolder
 from expertweaver.checkpoint.manifest import layer_record
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
 from expertweaver.checkpoint.verify import copied_tensors
-from expertweaver.formats.base import Layout, StoredLayer, load_format
-from expertweaver.modeling.reference import activation, sparse_ffn
+from expertweaver.formats.base import Layout, StoredLayer, load_format, stored_ffn
+from expertweaver.modeling.reference import activation
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.planning import Plan
 from expertweaver.progress import Progress
-from expertweaver.weaving import Loom, Served
+from expertweaver.weaving import Loom, Served, probe_inputs
 
 
 class LayerWriter:
@@ -71,7 +70,7 @@ class LayerWriter:
             scratch=self.folder.scratch,
         )
         for layer, allocation in enumerate(allocations):
-            known = self._served(layer, self.finished[layer]) if self.finished.has(layer) else None
+            known = self._served(self.finished[layer]) if self.finished.has(layer) else None
             loom.layer(layer, allocation, self.statistics, partial(self._finish, layer, allocation), known=known)
             step()
 
@@ -79,35 +78,21 @@ class LayerWriter:
         self, layer: int, allocation: Allocation, weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None
     ) -> Served:
         """Write a designed layer's shard and record, and say what it serves."""
-        probes, frequency = self._probes(layer, weights, traffic)
+        method, budget = self.todo.recipe.method, self.todo.budget
+        probes = probe_inputs(method, layer, self.statistics, traffic)
+        frequency = activation_frequency(probes, weights.to(torch.float32), budget.active_slices * budget.slice_width)
         stored = self.form.store_layer(design, self.layout, probes)
         tensors = copied_tensors(self.todo.dense, layer, self.todo.torch_dtype)
         tensors |= self.form.layer_tensors(layer, stored, weights, self.todo.torch_dtype)
         write_shard(self.folder.partial / self.names.layer(layer), tensors)
-        record = layer_record(layer, allocation, design, self.todo.budget, stored, frequency)
+        record = layer_record(layer, allocation, design, budget, stored, frequency)
         self.finished.save(layer, stored, record)
-        return self._served(layer, stored)
+        return self._served(stored)
 
-    def _probes(self, layer: int, weights: GLUWeights, traffic: LayerTraffic | None) -> tuple[Tensor, Tensor]:
-        """FFN inputs that set the router's range, and how often each neuron is among the strongest of a token."""
-        if traffic is None or self.statistics:
-            measured = self.statistics[layer]
-            return measured.probe_inputs, measured.activation_frequency()
-        probes, _ = traffic.sample(self.todo.recipe.method.num_probes)
-        num_strongest = self.todo.budget.active_slices * self.todo.budget.slice_width
-        return probes, activation_frequency(probes, weights.to(torch.float32), num_strongest)
-
-    def _served(self, layer: int, stored: StoredLayer) -> Served:
-        """The FFN of a written layer, in the arithmetic of the format, with weights as rounded on disk."""
-        weights = stored.served(self.todo.dense.read_ffn(layer)).to(self.todo.torch_dtype).to(torch.float32)
-        shared = weights.slice(stored.shared_neurons)
-        experts = [weights.slice(neurons) for neurons in stored.expert_neurons]
-
-        def ffn(x: Tensor) -> Tensor:
-            routing = self.form.reference_routing(x, stored, self.layout)
-            return sparse_ffn(x, shared, experts, routing.chosen, self.act, routing.weights)
-
-        return ffn
+    def _served(self, stored: StoredLayer) -> Served:
+        """What a written layer serves, with its repaired weights as rounded on disk."""
+        rounded = stored.rounded(self.todo.torch_dtype)
+        return partial(stored_ffn, stored=rounded, layout=self.layout, form=self.form, act=self.act)
 
     def _write_rest(self) -> None:
         dense, dtype, embeddings = self.todo.dense, self.todo.torch_dtype, "model.embed_tokens.weight"

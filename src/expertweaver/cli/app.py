@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from expertweaver import __version__
+from expertweaver.cli.compare import compare_command
 from expertweaver.cli.convert import convert_command, plan_command
 from expertweaver.cli.demo import demo_command
 from expertweaver.cli.evaluate import evaluate_command
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("convert")(convert_command)
 app.command("plan")(plan_command)
 app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.command("inspect")(inspect_command)
 app.command("ls")(ls_command)
 app.command("demo")(demo_command)

@@ -34,10 +34,11 @@ class ConsoleProgress(Progress):
             yield lambda: None
             return
         from rich import progress
+        from rich.markup import escape
 
         columns = (progress.TextColumn("{task.description:>14}"), progress.BarColumn(), progress.MofNCompleteColumn())
         with progress.Progress(*columns, progress.TimeElapsedColumn(), console=self.console) as bars:
-            task = bars.add_task(title, total=total)
+            task = bars.add_task(escape(title), total=total)
             yield lambda: bars.advance(task)
 
     def note(self, message: str) -> None:

@@ -11,19 +11,17 @@ from transformers import PreTrainedModel
 
 from expertweaver.calibration.documents import read_documents
 from expertweaver.calibration.tokenizer import message_renderer
-from expertweaver.errors import CalibrationError, Problem, RecipeError
+from expertweaver.errors import Problem, RecipeError
 from expertweaver.evaluation.harness import Harness, find_tasks
 from expertweaver.evaluation.loading import DTYPES, Candidate, load_model, open_candidates
 from expertweaver.evaluation.params import ParamCounts, count_params
 from expertweaver.evaluation.results import ALL, Evaluation, ModelQuality
 from expertweaver.evaluation.scoring import ModelScores, score_documents
 from expertweaver.evaluation.summary import summarize
-from expertweaver.evaluation.tokens import TokenizedDocument, tokenize_documents
+from expertweaver.evaluation.tokens import TokenizedDocument, require_free_domains, tokenize_documents, window_length
 from expertweaver.machine import available_memory
 from expertweaver.progress import SILENT, Progress
 from expertweaver.registry import require_known
-
-DEFAULT_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def evaluate(
     harness = find_tasks(tasks) if tasks else None
     wanted = list(models) if against is None else [against, *models]
     candidates = open_candidates(wanted, trust_remote_code=trust_remote_code)
-    window = _window_length(candidates, context)
+    window = window_length(candidates, context)
     documents = _read_text(text, candidates, window, max_tokens_per_document)
     job = _Job(documents, harness, dtype, trust_remote_code, progress)
     measured = _measure_apart(candidates, job) if against is None else _measure_against(candidates, job)
@@ -118,7 +116,7 @@ def check_text(
         RecipeError, CheckpointError, CalibrationError: As `evaluate` would.
     """
     candidates = open_candidates([model], trust_remote_code=trust_remote_code)
-    _read_text(text, candidates, _window_length(candidates, context), max_tokens_per_document)
+    _read_text(text, candidates, window_length(candidates, context), max_tokens_per_document)
 
 
 def _check_options(
@@ -132,25 +130,11 @@ def _check_options(
     require_known("dtype", dtype, DTYPES)
 
 
-def _window_length(candidates: Sequence[Candidate], context: int | None) -> int:
-    lengths = {c.name: getattr(c.config.get_text_config(), "max_position_embeddings", None) for c in candidates}
-    known = {name: length for name, length in lengths.items() if length is not None}
-    if context is None:
-        return min([DEFAULT_CONTEXT, *known.values()])
-    for name, length in known.items():
-        if context > length:
-            expected = f"at most {length}, the max_position_embeddings of {name}"
-            raise RecipeError(Problem("context", expected, str(context), "Lower it or leave it out."))
-    return context
-
-
 def _read_text(
     text: Sequence[str], candidates: Sequence[Candidate], context: int, max_tokens: int | None
 ) -> list[TokenizedDocument]:
     documents = read_documents(text, render_messages=message_renderer(candidates[0].tokenizer))
-    if any(document.domain == ALL for document in documents):
-        found = "a domain of that name in the text"
-        raise CalibrationError(Problem(f"domain '{ALL}'", "free for the sum of all domains", found, "Rename it."))
+    require_free_domains(documents, (ALL,))
     return tokenize_documents(documents, candidates, context=context, max_tokens=max_tokens)
 
 

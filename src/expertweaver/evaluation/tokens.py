@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from expertweaver.calibration.documents import Document
-from expertweaver.errors import CalibrationError, Problem
+from expertweaver.errors import CalibrationError, Problem, RecipeError
 from expertweaver.evaluation.loading import Candidate, abbreviate
+
+DEFAULT_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,37 @@ def cut_windows(token_ids: Sequence[int], context: int) -> tuple[tuple[int, ...]
     """
     windows = (tuple(token_ids[start : start + context]) for start in range(0, len(token_ids), context))
     return tuple(window for window in windows if len(window) > 1)
+
+
+def window_length(candidates: Sequence[Candidate], context: int | None) -> int:
+    """Tokens of a window: what was asked for, or the smallest of 2048 and what the models have positions for.
+
+    Raises:
+        RecipeError: More than a model's max_position_embeddings.
+    """
+    lengths = {c.name: getattr(c.config.get_text_config(), "max_position_embeddings", None) for c in candidates}
+    known = {name: length for name, length in lengths.items() if length is not None}
+    if context is None:
+        return min([DEFAULT_CONTEXT, *known.values()])
+    for name, length in known.items():
+        if context > length:
+            expected = f"at most {length}, the max_position_embeddings of {name}"
+            raise RecipeError(Problem("context", expected, str(context), "Lower it or leave it out."))
+    return context
+
+
+def require_free_domains(documents: Sequence[Document], taken: Sequence[str]) -> None:
+    """Refuse documents of a domain whose name stands for a sum of domains.
+
+    Raises:
+        CalibrationError: There is one.
+    """
+    for name in taken:
+        if any(document.domain == name for document in documents):
+            found = "a domain of that name in the text"
+            raise CalibrationError(
+                Problem(f"domain '{name}'", "free for the sum of several domains", found, "Rename it.")
+            )
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
+from expertweaver.modeling.reference import Activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -57,6 +58,10 @@ class StoredLayer:
     def served(self, weights: GLUWeights) -> GLUWeights:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
         return weights if self.down is None else replace(weights, down=self.down)
+
+    def rounded(self, dtype: torch.dtype) -> StoredLayer:
+        """The layer with its repaired down_proj as it is read back from a file of this type."""
+        return self if self.down is None else replace(self, down=self.down.to(dtype).to(torch.float32))
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,27 @@ class Format(Protocol):
     def reference_routing(self, x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
         """What the served model's router does with inputs [T, H]."""
         ...
+
+
+def stored_ffn(
+    x: Tensor, weights: GLUWeights, stored: StoredLayer, layout: Layout, form: Format, act: Activation
+) -> Tensor:
+    """What a stored layer serves, [T, H] to [T, H], with the router in the format's arithmetic.
+
+    Args:
+        x: FFN inputs [T, H].
+        weights: The dense FFN.
+        stored: The layer.
+        layout: The uniform sizes.
+        form: The format.
+        act: The gate's activation function.
+    """
+    routing = form.reference_routing(x, stored, layout)
+    weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
+    served = stored.served(weights)
+    scale = torch.ones(len(x), weights.num_neurons)
+    scale[:, stored.expert_neurons.flatten()] = weight.repeat_interleave(layout.slice_width, dim=1)
+    return (neuron_activations(x, served, act)[1] * scale) @ served.down.T
 
 
 def load_format(name: str) -> Format:

@@ -26,7 +26,7 @@ def plain(text: object) -> str:
     return escape(" ".join(str(text).split()), quote=False)
 
 
-def _shortened(text: str, length: int = 18) -> str:
+def shortened(text: str, length: int = 18) -> str:
     """Cut a long name, so that labels leave room for the figure on a phone; tables and hovers have it whole."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -54,7 +54,7 @@ def quality_by_domain(evaluation: Evaluation) -> go.Figure:
             "color": palette.model_color(index, evaluation.has_dense)[LIGHT],
         }
         figure.add_trace(trace)
-    return _domain_layout(figure, domains, len(evaluation.models), "nats per token (lower is better)")
+    return domain_layout(figure, domains, len(evaluation.models), "nats per token (lower is better)")
 
 
 def difference_by_domain(evaluation: Evaluation) -> go.Figure:
@@ -76,7 +76,7 @@ def difference_by_domain(evaluation: Evaluation) -> go.Figure:
             "color": palette.model_color(index, True)[LIGHT],
         }
         figure.add_trace(trace)
-    _domain_layout(figure, domains, len(evaluation.models), "difference to dense in nats per token")
+    domain_layout(figure, domains, len(evaluation.models), "difference to dense in nats per token")
     figure.add_vline(x=0, line={"color": palette.DENSE[LIGHT], "width": 1.5})
     return figure
 
@@ -104,10 +104,11 @@ def _domain_marks(
     )
 
 
-def _domain_layout(figure: go.Figure, domains: Sequence[str], num_models: int, title: str) -> go.Figure:
-    labels = [f"<b>{d}</b>" if d == ALL else plain(_shortened(d)) for d in domains]
-    layout = _layout(90 + len(domains) * max(34, 15 * num_models + 8))
-    layout["xaxis"] |= {"title": _title(title), "showgrid": True}
+def domain_layout(figure: go.Figure, domains: Sequence[str], num_models: int, title: str) -> go.Figure:
+    """Rows of domains with room for the marks of so many models."""
+    labels = [f"<b>{d}</b>" if d == ALL else plain(shortened(d)) for d in domains]
+    layout = quiet_layout(90 + len(domains) * max(34, 15 * num_models + 8))
+    layout["xaxis"] |= {"title": axis_title(title), "showgrid": True}
     layout["yaxis"] |= {
         "tickvals": list(range(len(domains))),
         "ticktext": labels,
@@ -145,9 +146,9 @@ def slices_per_layer(layers: Sequence[LayerPlan]) -> go.Figure:
                 marker={"color": color[LIGHT], "line": {"color": palette.SURFACE[LIGHT], "width": 1}},
             )
         )
-    layout = _layout(300)
-    layout["xaxis"] |= {"title": _title("layer"), "showgrid": False, **_whole_ticks(len(layers))}
-    layout["yaxis"] |= {"title": _title("share of the slices"), "range": [0, 1], "tickformat": ".0%"}
+    layout = quiet_layout(300)
+    layout["xaxis"] |= {"title": axis_title("layer"), "showgrid": False, **_whole_ticks(len(layers))}
+    layout["yaxis"] |= {"title": axis_title("share of the slices"), "range": [0, 1], "tickformat": ".0%"}
     figure.update_layout(barmode="stack", bargap=0.18, **layout)
     return figure
 
@@ -185,9 +186,9 @@ def cv_spread(layers: Sequence[LayerPlan]) -> go.Figure:
         )
     )
     figure.add_trace(_cv_hover(known))
-    layout = _layout(300)
-    layout["xaxis"] |= {"title": _title("layer"), "showgrid": False, **_whole_ticks(len(layers))}
-    layout["yaxis"] |= {"title": _title("coefficient of variation"), "rangemode": "tozero"}
+    layout = quiet_layout(300)
+    layout["xaxis"] |= {"title": axis_title("layer"), "showgrid": False, **_whole_ticks(len(layers))}
+    layout["yaxis"] |= {"title": axis_title("coefficient of variation"), "rangemode": "tozero"}
     figure.update_layout(boxgap=0.35, **layout)
     return figure
 
@@ -229,9 +230,13 @@ def activation_frequency(layers: Sequence[LayerPlan]) -> go.Figure:
                 hovertemplate=f"layer {layer.layer}<br>%{{x:.0%}} of neurons below %{{y:.1%}} of tokens<extra></extra>",
             )
         )
-    layout = _layout(320)
-    layout["xaxis"] |= {"title": _title("neurons, from rarest to most frequent"), "tickformat": ".0%", "range": [0, 1]}
-    layout["yaxis"] |= {"title": _title("share of tokens"), "tickformat": ".0%", "rangemode": "tozero"}
+    layout = quiet_layout(320)
+    layout["xaxis"] |= {
+        "title": axis_title("neurons, from rarest to most frequent"),
+        "tickformat": ".0%",
+        "range": [0, 1],
+    }
+    layout["yaxis"] |= {"title": axis_title("share of tokens"), "tickformat": ".0%", "rangemode": "tozero"}
     figure.update_layout(**layout)
     return figure
 
@@ -258,9 +263,9 @@ def expert_usage(panel: UsagePanel) -> go.Figure:
         hover = "layer %{y}<br>always on<extra></extra>"
         figure.add_trace(_cells(always, width, (0, 1), scale, name="always on", hovertemplate=hover))
     num_layers = len(panel.expert_ids)
-    layout = _layout(max(150, min(420, 64 + 9 * num_layers)))
+    layout = quiet_layout(max(150, min(420, 64 + 9 * num_layers)))
     layout["margin"] = {"l": 34, "r": 4, "t": 4, "b": 34}
-    layout["xaxis"] |= {"title": _title("experts, most used first"), "showticklabels": False, **_NO_LINES}
+    layout["xaxis"] |= {"title": axis_title("experts, most used first"), "showticklabels": False, **_NO_LINES}
     layout["yaxis"] |= {"autorange": "reversed", **_whole_ticks(num_layers), **_NO_LINES}
     figure.update_layout(**layout)
     return figure
@@ -287,7 +292,8 @@ def _usage_facts(panel: UsagePanel, width: int) -> list[list[list[float]]]:
     return rows
 
 
-def _title(text: str) -> dict[str, Any]:
+def axis_title(text: str) -> dict[str, Any]:
+    """The title of an axis."""
     return {"text": text, "font": {"size": 12, "color": palette.INK_SOFT[LIGHT]}, "standoff": 10}
 
 
@@ -297,7 +303,7 @@ def _whole_ticks(num_layers: int) -> dict[str, Any]:
     return {"tick0": 0, "dtick": step}
 
 
-def _layout(height: int) -> dict[str, Any]:
+def quiet_layout(height: int) -> dict[str, Any]:
     """What all figures share: transparent, quiet axes, no title (the page writes it), no drag (phones scroll)."""
     axis = {
         "gridcolor": palette.GRID[LIGHT],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import escape
 
 from expertweaver.evaluation.results import Evaluation, ModelQuality
@@ -16,11 +17,11 @@ _HEAD = ("domain", "model", "nats/token", "95 % interval", "difference to dense"
 def quality_markdown(evaluation: Evaluation) -> str:
     """Write parameters and quality of every model, per domain, as two Markdown tables."""
     counts = [
-        (_plain(model.name), words.count(model.num_params), words.count(model.num_active_params))
+        (plain(model.name), words.count(model.num_params), words.count(model.num_active_params))
         for model in evaluation.models
     ]
     rows = [_row(evaluation, model, domain) for domain in domains_of(evaluation) for model in evaluation.models]
-    text = [f"Measured on {_plain(words.listed(evaluation.text))}.", ""] if evaluation.text else []
+    text = [f"Measured on {plain(words.listed(evaluation.text))}.", ""] if evaluation.text else []
     return "\n".join(
         [*text, *_table(("model", "num_params", "num_active_params"), counts), "", *_table(_HEAD, rows), ""]
     )
@@ -29,8 +30,8 @@ def quality_markdown(evaluation: Evaluation) -> str:
 def _row(evaluation: Evaluation, model: ModelQuality, domain: str) -> tuple[str, ...]:
     entry = model.quality(domain)
     return (
-        _plain(domain),
-        _plain(model.name),
+        plain(domain),
+        plain(model.name),
         words.decimal(entry.nats_per_token),
         words.interval(entry.interval),
         words.signed(difference_to_dense(evaluation, model, domain)),
@@ -43,9 +44,14 @@ def _row(evaluation: Evaluation, model: ModelQuality, domain: str) -> tuple[str,
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     num_words = sum(name in ("domain", "model") for name in head)
     rule = [":--" if column < num_words else "--:" for column in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in (head, tuple(rule), *rows)]
+    return [markdown_row(cells) for cells in (head, tuple(rule), *rows)]
 
 
-def _plain(text: str) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Write one row of a table; the cells are Markdown already."""
+    return f"| {' | '.join(cells)} |"
+
+
+def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return _SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))

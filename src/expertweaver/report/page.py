@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -33,16 +34,33 @@ def write_report(path: Path, report: Report) -> Path:
 def render_page(report: Report) -> str:
     """Put a report into the page template."""
     conversions = read_conversions(report.conversions)
-    shown = [(name, title, content) for name, title, content in _sections(report, conversions) if content]
+    return fill_template(
+        title=report.title,
+        lead=headline.lead(conversions),
+        top=headline.cards(report.evaluation, conversions, conversion_labels(conversions)),
+        parts=_sections(report, conversions),
+    )
+
+
+def fill_template(*, title: str, lead: Html, top: Html, parts: Sequence[tuple[str, str, Html]]) -> str:
+    """Write a whole page.
+
+    Args:
+        title: Of the page.
+        lead: The paragraph below the title.
+        top: What comes before the sections.
+        parts: Id, title and content of every section, in reading order; empty ones are left out.
+    """
+    shown = [(name, heading, content) for name, heading, content in parts if content]
     plotly, script = get_plotlyjs(), _asset("page.js")
     return Template(_asset("page.html")).substitute(
         policy=html(_policy(plotly, script)),
-        title=html(report.title),
+        title=html(title),
         style=palette.css_variables() + _asset("page.css"),
-        lead=headline.lead(conversions),
+        lead=lead,
         navigation=_navigation(shown),
-        headline=headline.cards(report.evaluation, conversions, conversion_labels(conversions)),
-        sections=join(*(tag("section", tag("h2", title), content, id=name) for name, title, content in shown), by="\n"),
+        headline=top,
+        sections=join(*(tag("section", tag("h2", text), content, id=name) for name, text, content in shown), by="\n"),
         palette=inline_json(palette.dark_of_light()),
         plotly=plotly,
         script=script,

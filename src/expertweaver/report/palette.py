@@ -1,8 +1,8 @@
 """Every colour of the report, once for light and once for dark.
 
 Figures are built with the light colours; the page replaces each by its dark partner when the reader's system asks
-for it. That works because no light colour is used twice (tested). The hues are told apart with every common
-colour blindness: blue beside amber and orange, and a different marker for every model.
+for it. That works because no light colour is used twice (tested). The first hues are told apart with every
+common colour blindness: blue beside amber and orange. Where many models meet, markers tell them apart as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ MODELS: tuple[Pair, ...] = (
     ("#6a46b8", "#a98bea"),
     ("#0e8a68", "#35b48e"),
     ("#c2417c", "#e878a8"),
+    ("#1596ad", "#55c3d8"),
+    ("#7a7f10", "#b5ba48"),
+    ("#b0262c", "#f1777c"),
+    ("#85573a", "#c39373"),
+    ("#3c3f8a", "#9195e4"),
+    ("#bd8600", "#e0b13d"),
+    ("#4f8f2f", "#86c462"),
+    ("#a044b8", "#d08be2"),
 )
 SYMBOLS = ("diamond", "circle", "square", "triangle-up", "x", "star")
 GLYPHS = ("◆", "●", "■", "▲", "✖", "★")
@@ -122,7 +130,7 @@ def model_variable(index: int, has_dense: bool) -> str:
 def model_mark(index: int, has_dense: bool) -> tuple[str, str]:
     """The marker of a model: its name in Plotly and its glyph in text.
 
-    Each time the colours begin again the markers move on by one, so that no two of 25 models look alike.
+    Each time the colours begin again the markers move on by one, so that no two of 65 models look alike.
     """
     if has_dense and index == 0:
         return SYMBOLS[0], GLYPHS[0]

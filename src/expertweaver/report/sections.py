@@ -37,13 +37,13 @@ def notes(texts: Sequence[str]) -> Html:
 
 def quality(evaluation: Evaluation) -> Html:
     """Figures and table of what the models are worth."""
-    legend = _legend(tables.model_name(evaluation, i) for i in range(len(evaluation.models)))
+    legend = legend_list(tables.model_name(evaluation, i) for i in range(len(evaluation.models)))
     drawn = [plot(figures.quality_by_domain(evaluation), "quality", captions.quality(evaluation), "Loss per domain")]
     if evaluation.has_dense and len(evaluation.models) > 1:
         caption = captions.difference(evaluation)
         drawn.append(plot(figures.difference_by_domain(evaluation), "difference", caption, "Loss against dense"))
     text = tag("p", f"Measured on {words.listed(evaluation.text)}.") if evaluation.text else EMPTY
-    extra = _folded("Results of lm-eval", _yaml(evaluation.lm_eval)) if evaluation.lm_eval else EMPTY
+    extra = fold("Results of lm-eval", _yaml(evaluation.lm_eval)) if evaluation.lm_eval else EMPTY
     return join(text, legend, tag("div", *drawn, class_="pair"), tables.quality_table(evaluation), extra)
 
 
@@ -74,7 +74,7 @@ def budget(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
 
 def layers(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
     """What each layer got, and the statistics it was decided on."""
-    legend = _legend(
+    legend = legend_list(
         join(tag("span", class_="swatch", style=f"background:var({variable})"), name)
         for variable, name in (("--shared", "shared"), ("--routed", "routed, active"), ("--skipped", "skipped"))
     )
@@ -83,7 +83,7 @@ def layers(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
         for i, (conversion, label) in enumerate(zip(conversions, labels, strict=True))
     ]
     folded = [
-        _folded(f"Per-layer numbers, {label}", tables.layer_table(conversion.layers, f"Plan of every layer, {label}"))
+        fold(f"Per-layer numbers, {label}", tables.layer_table(conversion.layers, f"Plan of every layer, {label}"))
         for conversion, label in zip(conversions, labels, strict=True)
     ]
     return join(
@@ -100,7 +100,7 @@ def _cv(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
     def of(layer: LayerPlan) -> object:
         return layer.cv
 
-    legend = _legend(
+    legend = legend_list(
         (
             join(tag("span", class_="box", aria_hidden="true"), "neurons of the layer"),
             join(tag("span", class_="dashes", aria_hidden="true"), "tau"),
@@ -118,7 +118,7 @@ def _frequency(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html
         conversions,
         labels,
         "How often neurons are among the strongest",
-        _legend([ramp]),
+        legend_list([ramp]),
         "frequency",
         of,
         figures.activation_frequency,
@@ -186,7 +186,7 @@ def _usage_legend(panels: Sequence[UsagePanel]) -> Html:
     ramp = join(ends[0], tag("span", class_="ramp use", aria_hidden="true"), ends[1])
     always = join(tag("span", class_="swatch", style="background:var(--always-on)"), "always on")
     has_always = any(value is None for row in panels[0].ratio_log2 for value in row)
-    return _legend(["use over the even spread:", ramp, *([always] if has_always else [])])
+    return legend_list(["use over the even spread:", ramp, *([always] if has_always else [])])
 
 
 def calibration(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
@@ -208,7 +208,7 @@ def calibration(conversions: Sequence[Conversion], labels: Sequence[str]) -> Htm
 
 def recipes(conversions: Sequence[Conversion], labels: Sequence[str]) -> Html:
     """Every recipe as YAML."""
-    return join(*(_folded(label, _yaml(c.recipe)) for c, label in zip(conversions, labels, strict=True)))
+    return join(*(fold(label, _yaml(c.recipe)) for c, label in zip(conversions, labels, strict=True)))
 
 
 def _yaml(value: Mapping[str, Any]) -> Html:
@@ -216,11 +216,13 @@ def _yaml(value: Mapping[str, Any]) -> Html:
     return tag("pre", tag("code", text), tabindex="0")
 
 
-def _folded(title: object, content: Html) -> Html:
+def fold(title: object, content: Html) -> Html:
+    """Content that opens below its title."""
     return tag("details", tag("summary", title), content)
 
 
-def _legend(entries: Any) -> Html:
+def legend_list(entries: Any) -> Html:
+    """A legend of marks and names."""
     return tag("ul", *(tag("li", entry) for entry in entries), class_="legend")
 
 

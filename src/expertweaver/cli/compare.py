@@ -1,0 +1,111 @@
+"""`expertweaver compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expertweaver.cli.output import (
+    CONTINUABLE,
+    ConsoleProgress,
+    errors_explained,
+    print_json,
+    print_table,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from expertweaver.comparison.results import Comparison
+
+
+Source = Annotated[str, typer.Argument(help="The dense model: a folder, or a hub id with an optional @revision.")]
+Methods = Annotated[
+    str, typer.Option(help="NAME, NAME+repair or NAME:KEY=VALUE;KEY=VALUE, by commas; the first is the reference.")
+]
+Text = Annotated[list[str], typer.Option("--text", help="Text to judge on, as for --calibration; repeatable.")]
+Out = Annotated[Path, typer.Option(help="Folder of cells, tables and figures; a repeated command continues.")]
+Sparsities = Annotated[str, typer.Option("--mlp-sparsity", help="Shares of FFN neurons skipped per token, by commas.")]
+Slices = Annotated[int, typer.Option(help="Equal slices of an FFN; must divide its width.")]
+Seeds = Annotated[int, typer.Option(help="Runs of each method that draws random numbers.")]
+Fitted = Annotated[
+    list[str] | None,
+    typer.Option("--calibration", help=".txt, .jsonl, .parquet, a folder of them or a hub data set; repeatable."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A recipe key of calibration, evaluate or source, as key=value; repeatable."),
+]
+DType = Annotated[str, typer.Option(help="What the dense model is loaded as: float32, bfloat16 or float16.")]
+Drop = Annotated[
+    bool, typer.Option("--drop-overlapping", help="Leave out text that shares 13 words in a row with calibration.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in the folder of an earlier comparison.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the tokenizer's own code run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+
+
+def compare_command(
+    source: Source,
+    methods: Methods,
+    text: Text,
+    out: Out,
+    mlp_sparsity: Sparsities = "0.25,0.5",
+    num_slices: Slices = 64,
+    seeds: Seeds = 3,
+    calibration: Fitted = None,
+    settings: Settings = None,
+    dtype: DType = "float32",
+    drop_overlapping: Drop = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on one model: same budgets, same calibration tokens, same text, several seeds."""
+    with errors_explained(as_json, when_stopped=CONTINUABLE):
+        sparsities = _fractions(mlp_sparsity)
+        quiet_libraries()
+        from expertweaver.comparison.run import compare
+        from expertweaver.recipe.loading import parse_setting
+
+        trust = {"source.trust_remote_code": True} if trust_remote_code else {}
+        result = compare(
+            source,
+            methods=methods,
+            mlp_sparsities=sparsities,
+            text=text,
+            out=out,
+            num_slices=num_slices,
+            seeds=seeds,
+            calibration=calibration or (),
+            settings=dict(parse_setting(setting) for setting in settings or []) | trust,
+            dtype=dtype,
+            drop_overlapping=drop_overlapping,
+            overwrite=overwrite,
+            progress=ConsoleProgress(),
+        )
+        if as_json:
+            print_json(result.to_json())
+        else:
+            _show(result, out)
+
+
+def _show(result: Comparison, out: Path) -> None:
+    from expertweaver.comparison.folder import OUTPUTS
+    from expertweaver.report.comparison.console import render_comparison_table
+
+    print_table(render_comparison_table(result))
+    for name in OUTPUTS:
+        typer.echo(str(out / name))
+
+
+def _fractions(text: str) -> list[float]:
+    from expertweaver.errors import Problem, RecipeError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return [float(part) for part in parts]
+    except ValueError:
+        fix = "Write for instance 0.25,0.5."
+        raise RecipeError(Problem("--mlp-sparsity", "numbers separated by commas", f"'{text}'", fix)) from None
