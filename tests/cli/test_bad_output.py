@@ -155,7 +155,7 @@ def test_a_second_run_into_the_same_output_is_refused_and_the_first_goes_on(
             seen.append(hashes(bench.partial))
         shards.write_shard(file, tensors)
 
-    monkeypatch.setattr("expertweaver.conversion.write_shard", start_another)
+    monkeypatch.setattr("expertweaver.checkpoint.writer.write_shard", start_another)
     first = bench.convert()
     assert first.exit_code == 0, first.output
     _, [problem] = refusal(seen[0], 3)
@@ -168,7 +168,7 @@ def test_a_second_run_into_the_same_output_is_refused_and_the_first_goes_on(
 def begin(bench: Bench, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
     """Begin a run and stop it before its first shard."""
     with monkeypatch.context() as context:
-        context.setattr("expertweaver.conversion.write_shard", stop)
+        context.setattr("expertweaver.checkpoint.writer.write_shard", stop)
         assert bench.convert(*more).exit_code == 130
     assert bench.ours == [bench.partial.name]
 
@@ -236,7 +236,9 @@ DISK_ERRORS = (
 
 
 @pytest.mark.parametrize("error", DISK_ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("writer", ["conversion.write_shard", "checkpoint.finished.save_file", "conversion.write_text"])
+@pytest.mark.parametrize(
+    "writer", ["checkpoint.writer.write_shard", "checkpoint.finished.save_file", "conversion.write_text"]
+)
 def test_a_disk_that_fails_while_writing_leaves_nothing(
     error: Exception, writer: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

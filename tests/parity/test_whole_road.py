@@ -108,9 +108,9 @@ def test_a_run_stopped_after_the_first_layer_ends_the_same(
 ) -> None:
     folder, source, settings = road
     out = folder / "stopped"
-    import expertweaver.conversion as conversion
+    import expertweaver.checkpoint.writer as writer
 
-    real, written = conversion.write_shard, []
+    real, written = writer.write_shard, []
 
     def stop_at_the_second(file: Path, tensors: Any) -> None:
         if len(written) == 1:
@@ -120,7 +120,7 @@ def test_a_run_stopped_after_the_first_layer_ends_the_same(
 
     recipe = make_recipe(source, settings=settings)
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "write_shard", stop_at_the_second)
+        patch.setattr(writer, "write_shard", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             convert(recipe, out)
     first = file_sha256(written[0])

@@ -66,7 +66,8 @@ class Bench:
         """A request that works and takes a moment; `more` comes last and wins."""
         settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
         text = [] if "--calibration" in more else ["--calibration", self.text]
-        return [verb, self.source, self.out, *text, "--num-slices", str(NUM_SLICES), *settings, *more]
+        method = [] if {"--method", "--preset", "--recipe"} & set(more) else ["--method", "expertweaver"]
+        return [verb, self.source, self.out, *text, "--num-slices", str(NUM_SLICES), *settings, *method, *more]
 
     def convert(self, *more: str | Path) -> Result:
         """Run `expertweaver convert`."""

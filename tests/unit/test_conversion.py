@@ -94,7 +94,13 @@ def test_params_are_counted_as_stored(tmp_path: Path, source: Path) -> None:
 
 def test_layers_that_share_more_are_stored_in_the_same_shapes(tmp_path: Path, source: Path) -> None:
     """tau between the layers' spreads makes their shares differ; the extra slices are always-chosen experts."""
-    finer = {"num_slices": 32, "mlp_sparsity": 0.25, "method__tau": "auto", "method__alpha_min": 0.0}
+    finer = {
+        "method": "expertweaver",
+        "num_slices": 32,
+        "mlp_sparsity": 0.25,
+        "method__tau": "auto",
+        "method__alpha_min": 0.0,
+    }
     done = run(tmp_path, "sparse", source, **finer)
     shares = [layer["num_shared"] for layer in done.manifest["layers"]]
     owners = load_file(done.path / "expertweaver" / "partition.safetensors")
@@ -110,7 +116,7 @@ def test_layers_that_share_more_are_stored_in_the_same_shapes(tmp_path: Path, so
 
 def test_warnings_are_told_and_recorded(tmp_path: Path, source: Path) -> None:
     heard = RecordingProgress()
-    done = run(tmp_path, "sparse", source, heard, method__tau=50.0)
+    done = run(tmp_path, "sparse", source, heard, method="expertweaver", method__tau=50.0)
     assert any("tau 50 is inert" in note for note in heard.notes)
     assert any("clipped to 3" in note for note in heard.notes)
     assert done.manifest["warnings"] == heard.notes

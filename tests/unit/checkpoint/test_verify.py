@@ -50,6 +50,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
         "mlp_sparsity": 0.5,
         "calibration": [str(save_text(folder / "text.jsonl"))],
         "calibration.sequence_length": 32,
+        "method": "expertweaver",
         "method.alpha_max": 0.3,
     }
     recipe = make_recipe(save_variant("qwen2", folder / "dense"), settings=settings)

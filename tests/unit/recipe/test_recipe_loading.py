@@ -84,7 +84,12 @@ def test_every_preset_has_a_header(preset: str) -> None:
 
 def test_an_unknown_key_is_answered_with_the_nearest() -> None:
     found = problems_of(
-        bugdet__num_slices=8, budget__num_slice=8, method__tauu=1, calibration__sequence_lenght=9, evaluate__texts=[]
+        method="expertweaver",
+        bugdet__num_slices=8,
+        budget__num_slice=8,
+        method__tauu=1,
+        calibration__sequence_lenght=9,
+        evaluate__texts=[],
     )
     assert found["bugdet"] == ("'bugdet'", "Did you mean 'budget'?")
     assert found["budget.num_slice"] == ("'num_slice'", "Did you mean 'num_slices'?")
@@ -133,7 +138,7 @@ def test_a_wrong_type_is_named_by_its_place(values: dict[str, Any], where: str) 
 
 def test_messages_do_not_repeat_themselves() -> None:
     with pytest.raises(RecipeError) as raised:
-        make_recipe("model", settings={"mlp_sparsity": 1, "method.tau": -1})
+        make_recipe("model", settings={"method": "expertweaver", "mlp_sparsity": 1, "method.tau": -1})
     assert [problem.expected for problem in raised.value.problems] == ["tau positive or 'auto'", "less than 1"]
 
 

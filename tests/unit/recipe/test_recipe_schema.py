@@ -24,7 +24,7 @@ def sections() -> list[type[BaseModel]]:
 def test_a_source_is_all_that_is_needed() -> None:
     recipe = make_recipe("model")
     assert recipe.source.model == "model"
-    assert recipe.method.name == "expertweaver"
+    assert recipe.method.name == "weave"
     assert recipe.source.trust_remote_code is False
 
 
