@@ -44,6 +44,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         "calibration": [str(save_text(folder / "text.jsonl"))],
         "calibration.sequence_length": 32,
         "calibration.num_samples": 24,
+        "method": "expertweaver",
         "method.alpha_max": 0.3,
     }
     return source, convert(make_recipe(source, settings=settings), folder / "sparse")

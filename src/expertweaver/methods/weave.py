@@ -30,6 +30,12 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 SHARED = -1
+SEARCH_ROUNDS = 2
+"""Rounds after which the shared share of a layer is chosen."""
+
+MAX_SWEEPS = 3
+"""Passes over all pairs of experts in a round: the next router changes what is to be gained anyway."""
+
 SHARED_SHARES = (0.0, 0.0625, 0.125)
 """What `shared_share: auto` tries in every layer; at least one slice is always shared."""
 
@@ -80,12 +86,15 @@ def design(
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
     sample = _Sample.of(evidence, weights.to(torch.float32), options.cluster_tokens)
     regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge)
+    num_active = budget.active_slices * budget.slice_width
+    features = coactivation_features(sample.contribution, num_active, dims=FEATURE_DIMS, seed=options.seed + layer)
     counts = _shared_counts(options, allocation, budget)
-    weavers = [_Weaver(options, layer, sample, regressor, num_shared, budget) for num_shared in counts]
-    trials = [weaver.run() for weaver in weavers]
-    place = max(range(len(trials)), key=lambda i: trials[i].captured)
-    best = weavers[place].refined(trials[place])
-    experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(weavers[place].num_experts)]
+    weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]
+    searched = min(SEARCH_ROUNDS, options.rounds) if len(weavers) > 1 else options.rounds
+    trials = [weaver.reassigned(weaver.begun(), searched) for weaver in weavers]
+    weaver, trial = max(zip(weavers, trials, strict=True), key=lambda pair: pair[1].captured)
+    best = weaver.refined(weaver.reassigned(trial, options.rounds - searched))
+    experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(weaver.num_experts)]
     shared = (best.labels == SHARED).nonzero().squeeze(-1)
     return LayerDesign(Partition(shared, experts), best.router, measures={"captured_energy": best.captured})
 
@@ -153,6 +162,7 @@ class _Weaver:
         options: Options,
         layer: int,
         sample: _Sample,
+        features: Tensor,
         regressor: RidgeRegressor,
         num_shared: int,
         budget: SliceBudget,
@@ -160,22 +170,27 @@ class _Weaver:
         self.options, self.seed, self.sample, self.regressor = options, options.seed + layer, sample, regressor
         self.num_experts = budget.num_slices - num_shared
         self.num_chosen = budget.active_slices - num_shared
-        self.active_share = budget.active_slices / budget.num_slices
         self.shared = strongest_neurons(sample.energy.mean(dim=1), num_shared * budget.slice_width)
         self.rest = remaining_neurons(self.shared, len(sample.energy))
-        self.energy = sample.energy[self.rest]
+        self.energy, self.features = sample.energy[self.rest], features[self.rest]
 
-    def run(self) -> _Trial:
-        """Cluster, fit, and reassign for some rounds."""
-        labels = self._clusters()
-        best = trial = self._trial(labels, self._fitted(labels))
-        for _ in range(self.options.rounds):
+    def begun(self) -> _Trial:
+        """Cluster by co-activation and fit the router."""
+        labels = torch.empty(len(self.rest), dtype=torch.int64)
+        for expert, neurons in enumerate(balanced_kmeans(self.features, self.num_experts, seed=self.seed)):
+            labels[neurons] = expert
+        return self._trial(labels, self._fitted(labels))
+
+    def reassigned(self, trial: _Trial, rounds: int) -> _Trial:
+        """The best trial of some rounds of swaps and router fits."""
+        best = trial
+        for _ in range(rounds):
+            labels = trial.labels[self.rest]
             gain = captured_energy(self.energy, self._running(trial.router, self.sample.fitting))
-            reassigned = improve_by_swaps(gain, labels)
-            if torch.equal(reassigned, labels):
+            swapped = improve_by_swaps(gain, labels, max_sweeps=MAX_SWEEPS)
+            if torch.equal(swapped, labels):
                 break
-            labels = reassigned
-            trial = self._trial(labels, self._fitted(labels))
+            trial = self._trial(swapped, self._fitted(swapped))
             best = max(best, trial, key=lambda t: t.captured)
         return best
 
@@ -187,16 +202,6 @@ class _Weaver:
         gain = self._norms(labels).square()
         refined = refine_router(self.regressor, gain, best.router, steps=steps, seed=self.seed)
         return max(best, self._trial(labels, refined), key=lambda trial: trial.captured)
-
-    def _clusters(self) -> Tensor:
-        strongest = max(1, round(self.active_share * len(self.rest)))
-        features = coactivation_features(
-            self.sample.contribution[:, self.rest], strongest, dims=FEATURE_DIMS, seed=self.seed
-        )
-        labels = torch.empty(len(self.rest), dtype=torch.int64)
-        for expert, neurons in enumerate(balanced_kmeans(features, self.num_experts, seed=self.seed)):
-            labels[neurons] = expert
-        return labels
 
     def _norms(self, labels: Tensor) -> Tensor:
         experts = [self.rest[labels == expert] for expert in range(self.num_experts)]
