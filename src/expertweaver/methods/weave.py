@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import LayerTraffic
@@ -22,7 +23,7 @@ from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Rou
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.partition.coactivation import coactivation_features, contributions
+from expertweaver.partition.coactivation import coactivation_features, contributions, projected
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
 from expertweaver.recipe.schema import MethodSection, Seed
 from expertweaver.router.refine import refine_router
@@ -48,7 +49,10 @@ class Options(MethodSection):
     shared_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default="auto", description="Share of all slices that is shared; auto: what captures most, layer by layer."
     )
-    rounds: int = Field(default=10, ge=0, description="Rounds of reassignment and router refit.")
+    clusters: Literal["predictable", "coactivation"] = Field(
+        default="predictable", description="Cluster neurons by what the router can tell of them, or by co-activation."
+    )
+    rounds: int = Field(default=4, ge=0, description="Rounds of reassignment and router refit.")
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
     router_steps: int = Field(default=300, ge=0, description="Gradient steps that refine the fitted router.")
     cluster_tokens: int = Field(
@@ -86,8 +90,7 @@ def design(
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
     sample = _Sample.of(evidence, weights.to(torch.float32), options.cluster_tokens)
     regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge)
-    num_active = budget.active_slices * budget.slice_width
-    features = coactivation_features(sample.contribution, num_active, dims=FEATURE_DIMS, seed=options.seed + layer)
+    features = _features(options, layer, sample, regressor, budget)
     counts = _shared_counts(options, allocation, budget)
     weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]
     searched = min(SEARCH_ROUNDS, options.rounds) if len(weavers) > 1 else options.rounds
@@ -97,6 +100,15 @@ def design(
     experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(weaver.num_experts)]
     shared = (best.labels == SHARED).nonzero().squeeze(-1)
     return LayerDesign(Partition(shared, experts), best.router, measures={"captured_energy": best.captured})
+
+
+def _features(options: Options, layer: int, sample: _Sample, regressor: RidgeRegressor, budget: SliceBudget) -> Tensor:
+    """What neurons are clustered by, one a row."""
+    seed = options.seed + layer
+    if options.clusters == "coactivation":
+        num_active = budget.active_slices * budget.slice_width
+        return coactivation_features(sample.contribution, num_active, dims=FEATURE_DIMS, seed=seed)
+    return projected(normalize(regressor.directions(sample.contribution)), FEATURE_DIMS, seed=seed)
 
 
 def _shared_counts(options: Options, allocation: Allocation, budget: SliceBudget) -> list[int]:
@@ -175,7 +187,7 @@ class _Weaver:
         self.energy, self.features = sample.energy[self.rest], features[self.rest]
 
     def begun(self) -> _Trial:
-        """Cluster by co-activation and fit the router."""
+        """Cluster by what the inputs tell of each neuron, and fit the router."""
         labels = torch.empty(len(self.rest), dtype=torch.int64)
         for expert, neurons in enumerate(balanced_kmeans(self.features, self.num_experts, seed=self.seed)):
             labels[neurons] = expert

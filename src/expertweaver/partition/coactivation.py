@@ -61,3 +61,11 @@ def marker_features(
         counts += marks.sum(dim=0)
         start += len(part)
     return features, counts
+
+
+def projected(features: Tensor, dims: int, *, seed: int) -> Tensor:
+    """Rows of at most `dims` numbers that keep the distances of wider rows, [n, d] to [n, min(d, dims)]."""
+    width = features.shape[1]
+    if width <= dims:
+        return features
+    return features @ (torch.randn(width, dims, generator=torch.Generator().manual_seed(seed)) / dims**0.5)
