@@ -157,7 +157,6 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
             statistics,
             compute_dtype=getattr(torch, todo.recipe.calibration.compute_dtype),
             num_probes=method.num_probes,
-            num_markers=todo.budget.active_slices * todo.budget.slice_width,
             scratch=scratch,
             gradient_tokens=method.gradient_tokens if method.needs_gradients else None,
             on_layer=lambda layer: step(),

@@ -43,10 +43,10 @@ def fake_layers(*, num_layers: int, neurons: int, hidden: int = 8, samples: int 
         weights = GLUWeights(gate, up, down.T.contiguous())
         ids = torch.arange(samples).repeat_interleave(10)
         x = torch.randn(len(ids), hidden, generator=generator) + torch.randn(samples, hidden, generator=generator)[ids]
-        measured = StatisticsAccumulator(weights, torch.arange(samples) % 2, neurons // 2)
+        measured = StatisticsAccumulator(weights, torch.arange(samples) % 2)
         gate_act, neuron_act = neuron_activations(x, weights, activation("silu"))
         everything = torch.ones(len(ids), dtype=torch.bool)
-        measured.add(TokenBatch(ids, everything, everything), x, gate_act, neuron_act)
+        measured.add(TokenBatch(ids, everything), x, gate_act, neuron_act)
         weight_saliency, act_saliency = torch.rand(2, neurons, generator=generator, dtype=torch.float64)
         found = replace(measured.finish("fake"), weight_saliency=weight_saliency, act_saliency=act_saliency)
         layers.append(FakeLayer(weights, found, x))

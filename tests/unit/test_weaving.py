@@ -42,9 +42,7 @@ def statistics(
 ) -> list[LayerStatistics]:
     folder = tmp_path_factory.mktemp("statistics")
     gathered = StatisticsFolder(folder, dense.dims.num_hidden_layers)
-    profile_layers(
-        dense, calibration, gathered, compute_dtype=torch.float32, num_markers=32, num_probes=1000, scratch=folder
-    )
+    profile_layers(dense, calibration, gathered, compute_dtype=torch.float32, num_probes=1000, scratch=folder)
     return list(gathered)
 
 

@@ -18,11 +18,8 @@ from expertweaver.dense.runner import LayerRunner
 from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
 from expertweaver.modeling.values import GLUWeights
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 """Fixed, so that the same recipe computes the same bytes whatever the machine's memory."""
-
-NUM_MARKED = 2048
-"""Tokens that the activation frequency is counted on."""
 
 IN_MEMORY_BYTES = 2 << 30
 """Hidden states above this size live in a file."""
@@ -34,7 +31,6 @@ def profile_layers(
     statistics: StatisticsFolder,
     *,
     compute_dtype: torch.dtype,
-    num_markers: int,
     num_probes: int,
     scratch: Path,
     gradient_tokens: int | None = None,
@@ -47,7 +43,6 @@ def profile_layers(
         calibration: Packed tokens.
         statistics: Where each layer's result is saved.
         compute_dtype: Arithmetic of the pass; sums are float32 or better.
-        num_markers: How many neurons count as the strongest of a token.
         num_probes: Tokens whose FFN inputs are kept.
         scratch: Folder for hidden states that are too large for memory.
         gradient_tokens: Tokens that gradients of the loss are taken on first, at most; None for no gradients. A pass
@@ -64,13 +59,10 @@ def profile_layers(
     runner = LayerRunner(dense, compute_dtype)
     hidden = embed_all(runner, calibration, scratch)
     probe_mask = calibration.probe_mask(num_probes)
-    marked_mask = calibration.probe_mask(NUM_MARKED)
     for layer in range(max(missing) + 1):
         weights = dense.read_ffn(layer).to(compute_dtype)
-        measured = (
-            None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.domain_ids, num_markers)
-        )
-        _run_layer(runner, layer, weights, hidden, calibration, (probe_mask, marked_mask), measured)
+        measured = None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.domain_ids)
+        _run_layer(runner, layer, weights, hidden, calibration, probe_mask, measured)
         if measured is not None:
             found = measured.finish(f"{dense.folder.name}, layer {layer}")
             statistics.save(layer, replace(found, **saliencies.get(layer, {})))
@@ -131,7 +123,7 @@ def _run_layer(
     weights: GLUWeights,
     hidden: Tensor,
     calibration: CalibrationSet,
-    masks: tuple[Tensor, Tensor],
+    probe_mask: Tensor,
     measured: StatisticsAccumulator | None,
 ) -> None:
     act = activation(runner.dense.dims.hidden_act)
@@ -139,7 +131,7 @@ def _run_layer(
         for rows in row_batches(calibration.sample_ids):
             sample_ids = calibration.sample_ids[rows]
             valid = sample_ids != PADDING
-            tokens = TokenBatch(sample_ids[valid], *(mask[rows][valid] for mask in masks))
+            tokens = TokenBatch(sample_ids[valid], probe_mask[rows][valid])
 
             def ffn(x: Tensor, valid: Tensor = valid, tokens: TokenBatch = tokens) -> Tensor:
                 if measured is None:

@@ -26,8 +26,6 @@ class LayerStatistics:
         contribution: Sum over all tokens of (|neuron_act| * ||down column||)^2, [F] float64.
         neuron_act_sum: Sum over all tokens of neuron_act, [F] float64.
         neuron_act_squared: Sum over all tokens of neuron_act^2, [F] float64.
-        marker_count: On how many marked tokens a neuron was among the strongest |gate_act|, [F] int64.
-        num_marked: How many tokens were marked, [1] int64.
         probe_inputs: FFN inputs of the probe tokens, [P, H] float32.
         probe_domains: Number of each probe token's domain, [P] int64.
         weight_saliency: Sum of |weight * dloss/dweight| over a neuron's gate, up and down weights, [F] float64; None
@@ -41,8 +39,6 @@ class LayerStatistics:
     contribution: Tensor
     neuron_act_sum: Tensor
     neuron_act_squared: Tensor
-    marker_count: Tensor
-    num_marked: Tensor
     probe_inputs: Tensor
     probe_domains: Tensor
     weight_saliency: Tensor | None = None
@@ -65,10 +61,6 @@ class LayerStatistics:
         """Mean |gate_act| over all valid tokens, [F] float64."""
         return self.gate_act_abs.double().sum(dim=0) / self.num_tokens
 
-    def activation_frequency(self) -> Tensor:
-        """Share of marked tokens on which each neuron was among the strongest, [F] float64."""
-        return self.marker_count.double() / self.num_marked
-
 
 def activation_frequency(x: Tensor, weights: GLUWeights, num_strongest: int) -> Tensor:
     """Share of tokens on which each neuron is among the `num_strongest` of largest |gate_act|: [T, H] to [F]."""
@@ -84,36 +76,30 @@ class TokenBatch:
     Attributes:
         sample_ids: Sample of each token, [T].
         probe: Tokens whose inputs are kept, [T] bool.
-        marked: Tokens whose strongest neurons are counted, [T] bool.
     """
 
     sample_ids: Tensor
     probe: Tensor
-    marked: Tensor
 
 
 class StatisticsAccumulator:
     """Gathers a LayerStatistics batch by batch; the result does not depend on how tokens are batched."""
 
-    def __init__(self, weights: GLUWeights, sample_domains: Tensor, num_markers: int) -> None:
+    def __init__(self, weights: GLUWeights, sample_domains: Tensor) -> None:
         """Start empty.
 
         Args:
             weights: The layer's FFN.
             sample_domains: Number of each sample's domain, [N].
-            num_markers: How many neurons count as the strongest of a token.
         """
         neurons, num_samples = weights.num_neurons, len(sample_domains)
         self.sample_domains = sample_domains
-        self.num_markers = num_markers
         self.down_norm_squared = weights.down.double().square().sum(dim=0)
         self.gate_act_abs = torch.zeros(num_samples, neurons)
         self.gate_act_signed = torch.zeros(num_samples, neurons)
         self.tokens_per_sample = torch.zeros(num_samples, dtype=torch.int64)
         self.neuron_act_sum = torch.zeros(neurons, dtype=torch.float64)
         self.neuron_act_squared = torch.zeros(neurons, dtype=torch.float64)
-        self.marker_count = torch.zeros(neurons, dtype=torch.int64)
-        self.num_marked = 0
         self.probes: list[Tensor] = []
         self.probe_domains: list[Tensor] = []
 
@@ -132,9 +118,6 @@ class StatisticsAccumulator:
         self.tokens_per_sample += torch.bincount(tokens.sample_ids, minlength=len(self.tokens_per_sample))
         self.neuron_act_sum += neuron_act.float().sum(dim=0, dtype=torch.float64)
         self.neuron_act_squared += neuron_act.float().square().sum(dim=0, dtype=torch.float64)
-        strongest = gate[tokens.marked].abs().topk(self.num_markers, dim=1).indices
-        self.marker_count += torch.bincount(strongest.flatten(), minlength=len(self.marker_count))
-        self.num_marked += int(tokens.marked.sum())
         self.probes.append(x[tokens.probe].float())
         self.probe_domains.append(self.sample_domains[tokens.sample_ids[tokens.probe]])
 
@@ -157,8 +140,6 @@ class StatisticsAccumulator:
             contribution,
             self.neuron_act_sum,
             self.neuron_act_squared,
-            self.marker_count,
-            torch.tensor([self.num_marked]),
             torch.cat(self.probes),
             torch.cat(self.probe_domains),
         )

@@ -61,7 +61,6 @@ def shared_statistics(
     name = "-".join(["statistics", str(num_probes), *map(str, gradients.values())])
     num_layers = request.dense.dims.num_hidden_layers
     statistics = StatisticsFolder(scratch / name, num_layers)
-    budget = next(iter(request.budgets.values()))
     with progress.stage("calibrating", num_layers) as step:
         profile_layers(
             request.dense,
@@ -69,7 +68,6 @@ def shared_statistics(
             statistics,
             compute_dtype=getattr(torch, request.recipe.calibration.compute_dtype),
             num_probes=num_probes,
-            num_markers=budget.active_slices * budget.slice_width,
             scratch=scratch,
             on_layer=lambda layer: step(),
             **gradients,

@@ -31,6 +31,7 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 SHARED = -1
+TOKEN_BATCH, NEURON_BATCH = 2048, 1024
 SEARCH_ROUNDS = 2
 """Rounds after which the shared share of a layer is chosen."""
 
@@ -66,8 +67,9 @@ class Options(MethodSection):
         return True
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
-        """Activations of the sample four times over."""
-        return 4 * 4 * min(num_tokens, self.cluster_tokens) * intermediate_size
+        """Activations of the sample, and those of a batch of its tokens and of its neurons."""
+        sample = min(num_tokens, self.cluster_tokens)
+        return 4 * (sample * (intermediate_size + 2 * NEURON_BATCH) + 4 * TOKEN_BATCH * intermediate_size)
 
 
 def allocate(
@@ -107,8 +109,10 @@ def _features(options: Options, layer: int, sample: _Sample, regressor: RidgeReg
     seed = options.seed + layer
     if options.clusters == "coactivation":
         num_active = budget.active_slices * budget.slice_width
-        return coactivation_features(sample.contribution, num_active, dims=FEATURE_DIMS, seed=seed)
-    return projected(normalize(regressor.directions(sample.contribution)), FEATURE_DIMS, seed=seed)
+        contribution = contributions(sample.neuron_act.T, sample.down)
+        return coactivation_features(contribution, num_active, dims=FEATURE_DIMS, seed=seed)
+    told = torch.cat([regressor.directions(part.abs()) for part in sample.neuron_act.split(NEURON_BATCH)])
+    return projected(normalize(told), FEATURE_DIMS, seed=seed)
 
 
 def _shared_counts(options: Options, allocation: Allocation, budget: SliceBudget) -> list[int]:
@@ -126,35 +130,33 @@ class _Sample:
         x: FFN inputs [T, H].
         fitting: Tokens to fit on; the others judge, [T] bool.
         neuron_act: On the fitting tokens, [F, fitting T].
-        energy: Squared contributions on the fitting tokens, [F, fitting T].
-        judging_energy: The same on the judging tokens, [F, judging T].
-        contribution: On the fitting tokens, one token a row, [fitting T, F].
+        judging_act: On the judging tokens, [F, judging T].
         down: down_proj [H, F].
+        down_norm: Norms of its columns [F].
     """
 
     x: Tensor
     fitting: Tensor
     neuron_act: Tensor
-    energy: Tensor
-    judging_energy: Tensor
-    contribution: Tensor
+    judging_act: Tensor
     down: Tensor
+    down_norm: Tensor
 
     @staticmethod
     def of(traffic: LayerTraffic, weights: GLUWeights, num_tokens: int) -> _Sample:
         x, judging = traffic.sample(num_tokens)
-        neuron_act = neuron_activations(x, weights, activation(weights.hidden_act))[1]
-        contribution = contributions(neuron_act, weights.down)
-        fitting, energy = ~judging, contribution.square().T
-        return _Sample(
-            x,
-            fitting,
-            neuron_act[fitting].T.contiguous(),
-            energy[:, fitting].contiguous(),
-            energy[:, judging].contiguous(),
-            contribution[fitting],
-            weights.down,
-        )
+        fitting = ~judging
+        neuron_act, judging_act = (_activations(x[tokens], weights) for tokens in (fitting, judging))
+        return _Sample(x, fitting, neuron_act, judging_act, weights.down, weights.down.norm(dim=0))
+
+
+def _activations(x: Tensor, weights: GLUWeights) -> Tensor:
+    """Neuron activations, one neuron a row: [T, H] to [F, T]; a batch of tokens in memory beside the result."""
+    act, result = activation(weights.hidden_act), torch.empty(weights.num_neurons, len(x))
+    for tokens in range(0, len(x), TOKEN_BATCH):
+        part = slice(tokens, tokens + TOKEN_BATCH)
+        result[:, part] = neuron_activations(x[part], weights, act)[1].T
+    return result
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,11 @@ class _Weaver:
         self.options, self.seed, self.sample, self.regressor = options, options.seed + layer, sample, regressor
         self.num_experts = budget.num_slices - num_shared
         self.num_chosen = budget.active_slices - num_shared
-        self.shared = strongest_neurons(sample.energy.mean(dim=1), num_shared * budget.slice_width)
-        self.rest = remaining_neurons(self.shared, len(sample.energy))
-        self.energy, self.features = sample.energy[self.rest], features[self.rest]
+        everywhere = torch.ones(sample.neuron_act.shape[1], 1, dtype=torch.bool)
+        strength = captured_energy(sample.neuron_act, sample.down_norm, everywhere)[:, 0]
+        self.shared = strongest_neurons(strength, num_shared * budget.slice_width)
+        self.rest = remaining_neurons(self.shared, len(strength))
+        self.features = features[self.rest]
 
     def begun(self) -> _Trial:
         """Cluster by what the inputs tell of each neuron, and fit the router."""
@@ -198,7 +202,8 @@ class _Weaver:
         best = trial
         for _ in range(rounds):
             labels = trial.labels[self.rest]
-            gain = captured_energy(self.energy, self._running(trial.router, self.sample.fitting))
+            running = self._running(trial.router, self.sample.fitting)
+            gain = captured_energy(self.sample.neuron_act, self.sample.down_norm, running)[self.rest]
             swapped = improve_by_swaps(gain, labels, max_sweeps=MAX_SWEEPS)
             if torch.equal(swapped, labels):
                 break
@@ -226,11 +231,10 @@ class _Weaver:
         return chosen_mask(choose_experts(self.sample.x[tokens], router), self.num_experts)
 
     def _trial(self, labels: Tensor, router: Router) -> _Trial:
-        energy = self.sample.judging_energy
-        gain = captured_energy(energy[self.rest], self._running(router, ~self.sample.fitting))
-        routed = gain.gather(1, labels[:, None]).sum()
-        shared = energy[self.shared].sum(dtype=torch.float64)
-        captured = float((shared + routed) / energy.sum(dtype=torch.float64).clamp_min(1e-30))
-        everywhere = torch.full((len(energy),), SHARED)
+        everywhere = torch.full((len(self.sample.down_norm),), SHARED)
         everywhere[self.rest] = labels
-        return _Trial(everywhere, router, captured)
+        running = self._running(router, ~self.sample.fitting)
+        always = torch.ones(len(running), 1, dtype=torch.bool)
+        gain = captured_energy(self.sample.judging_act, self.sample.down_norm, torch.cat([running, always], dim=1))
+        captured = gain.gather(1, everywhere[:, None] % gain.shape[1]).sum() / gain[:, -1].sum().clamp_min(1e-30)
+        return _Trial(everywhere, router, float(captured))

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 
-def captured_energy(energy: Tensor, running: Tensor) -> Tensor:
-    """Energy each neuron would contribute under each expert's tokens.
+def captured_energy(neuron_act: Tensor, down_norm: Tensor, running: Tensor) -> Tensor:
+    """Squared contribution each neuron would make under each expert's tokens.
 
     Args:
-        energy: Squared contributions, one neuron a row, [F, T].
+        neuron_act: One neuron a row, [F, T].
+        down_norm: Norm of each neuron's down column, [F].
         running: Which experts run on which tokens, [T, E] bool.
 
     Returns:
-        gain[j, e] = sum of the energy of j over the tokens where e runs, [F, E] float64.
+        gain[j, e] = sum over the tokens where e runs of (neuron_act * down_norm)^2, [F, E] float64.
     """
-    gain = torch.zeros(energy.shape[0], running.shape[1], dtype=torch.float64)
-    for part, mask in zip(energy.split(4096, dim=1), running.split(4096), strict=True):
-        gain += (part @ mask.to(part.dtype)).double()
-    return gain
+    gain = torch.zeros(neuron_act.shape[0], running.shape[1], dtype=torch.float64)
+    for part, mask in zip(neuron_act.split(2048, dim=1), running.split(2048), strict=True):
+        gain += (part.square() @ mask.to(part.dtype)).double()
+    return gain * down_norm.double().square()[:, None]
 
 
 def improve_by_swaps(gain: Tensor, labels: Tensor, *, max_sweeps: int = 10) -> Tensor:

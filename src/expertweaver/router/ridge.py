@@ -62,12 +62,12 @@ class RidgeRegressor:
         return self.centred @ inverse.T
 
     def directions(self, target: Tensor) -> Tensor:
-        """What the inputs tell of each target: its regression on the whitened inputs, [n, H], from targets [T, n].
+        """What the inputs tell of each target: its regression on the whitened inputs, [n, H], from targets [n, T].
 
         The length of a row is the standard deviation of the target's predictable part; the cosine of two rows is the
         correlation of their predictable parts.
         """
-        return (target - target.mean(dim=0)).T @ self.whitened / self.num_tokens
+        return (target - target.mean(dim=1, keepdim=True)) @ self.whitened / self.num_tokens
 
     def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
         """Regress targets [T, E] on the inputs, in the form in which a router is stored.

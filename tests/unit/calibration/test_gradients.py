@@ -130,7 +130,7 @@ def test_a_token_predicts_the_next_of_its_own_sample() -> None:
 
 def profile(dense: DenseModel, folder: Path, **options: Any) -> list[LayerStatistics]:
     statistics = StatisticsFolder(folder, dense.dims.num_hidden_layers)
-    settings = {"compute_dtype": torch.float32, "num_markers": 8, "num_probes": 8, "scratch": folder}
+    settings = {"compute_dtype": torch.float32, "num_probes": 8, "scratch": folder}
     profile_layers(dense, calibration_set(), statistics, **settings, **options)
     return list(statistics)
 

@@ -50,7 +50,7 @@ def test_each_method_sees_what_a_pass_of_its_own_would_keep(ground: Ground, tmp_
     shared = shared_statistics(request, calibration, methods, tmp_path / "shared", SILENT)
     alone = StatisticsFolder(tmp_path / "alone", len(shared))
     profile_layers(
-        request.dense, calibration, alone, compute_dtype=torch.float32, num_markers=32, num_probes=40, scratch=tmp_path
+        request.dense, calibration, alone, compute_dtype=torch.float32, num_probes=40, scratch=tmp_path
     )
     thinned = ThinnedStatistics(shared, 40)
     assert len(thinned) == len(shared) == 2

@@ -45,10 +45,10 @@ def inputs(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def statistics(weights: GLUWeights) -> LayerStatistics:
     x, _ = inputs(seed=1)
-    measured = StatisticsAccumulator(weights, torch.zeros(10, dtype=torch.int64), 4)
+    measured = StatisticsAccumulator(weights, torch.zeros(10, dtype=torch.int64))
     everything = torch.ones(TOKENS, dtype=torch.bool)
     ids = torch.arange(TOKENS) // (TOKENS // 10)
-    measured.add(TokenBatch(ids, everything, everything), x, *neuron_activations(x, weights, ACT))
+    measured.add(TokenBatch(ids, everything), x, *neuron_activations(x, weights, ACT))
     return measured.finish("made up")
 
 

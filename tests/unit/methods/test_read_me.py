@@ -39,11 +39,11 @@ def inputs(domain: int, seed: int) -> torch.Tensor:
 
 
 def statistics(weights: GLUWeights, domains: list[int]) -> LayerStatistics:
-    measured = StatisticsAccumulator(weights, torch.tensor(domains), 4)
+    measured = StatisticsAccumulator(weights, torch.tensor(domains))
     everything = torch.ones(PER_DOMAIN, dtype=torch.bool)
     for sample, domain in enumerate(domains):
         ids, x = torch.full((PER_DOMAIN,), sample), inputs(domain, seed=1)
-        measured.add(TokenBatch(ids, everything, everything), x, *neuron_activations(x, weights, ACT))
+        measured.add(TokenBatch(ids, everything), x, *neuron_activations(x, weights, ACT))
     return measured.finish("made up")
 
 

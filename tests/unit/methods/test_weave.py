@@ -42,9 +42,9 @@ def weights() -> GLUWeights:
 def statistics(weights: GLUWeights) -> LayerStatistics:
     x = inputs(4000, seed=1)
     ids = torch.arange(4000) // 200
-    measured = StatisticsAccumulator(weights, torch.arange(20) % 2, 32)
+    measured = StatisticsAccumulator(weights, torch.arange(20) % 2)
     everything = torch.ones(4000, dtype=torch.bool)
-    measured.add(TokenBatch(ids, everything, everything), x, *neuron_activations(x, weights, ACT))
+    measured.add(TokenBatch(ids, everything), x, *neuron_activations(x, weights, ACT))
     return measured.finish("made up")
 
 

@@ -40,10 +40,10 @@ def test_two_experts_are_divided_as_well_as_can_be(seed: int) -> None:
 
 
 def test_captured_energy_by_hand() -> None:
-    energy = torch.tensor([[1.0, 9.0], [4.0, 0.25]])  # two neurons on two tokens
+    neuron_act = torch.tensor([[1.0, -3.0], [4.0, 0.5]])  # two neurons on two tokens
     running = torch.tensor([[True, False, True], [False, True, True]])
-    expected = torch.tensor([[1.0, 9.0, 10.0], [4.0, 0.25, 4.25]], dtype=torch.float64)
-    assert torch.equal(captured_energy(energy, running), expected)
+    expected = torch.tensor([[1.0, 9.0, 10.0], [4.0, 0.0625, 4.0625]], dtype=torch.float64)
+    assert torch.equal(captured_energy(neuron_act, torch.tensor([1.0, 0.5]), running), expected)
 
 
 def test_contribution_is_the_norm_of_what_a_neuron_adds() -> None:
