@@ -43,14 +43,23 @@ def improve_by_swaps(gain: Tensor, labels: Tensor, *, max_sweeps: int = 10) -> T
     values, result = gain.numpy(), labels.numpy().copy()
     num_experts = values.shape[1]
     noise = 1e-12 * max(float(values.max()), 1e-300)
+    best = np.stack([_best_moves(values, result, expert) for expert in range(num_experts)])
     for _ in range(max_sweeps):
         changed = False
         for a in range(num_experts):
             for b in range(a + 1, num_experts):
-                changed |= _swap_pair(values, result, a, b, noise)
+                if best[a, b] + best[b, a] > noise and _swap_pair(values, result, a, b, noise):
+                    best[a], best[b] = _best_moves(values, result, a), _best_moves(values, result, b)
+                    changed = True
         if not changed:
             break
     return torch.from_numpy(result)
+
+
+def _best_moves(gain: np.ndarray, labels: np.ndarray, expert: int) -> np.ndarray:
+    """What the best move of one neuron from an expert to each other one would gain, [E]."""
+    members = gain[labels == expert]
+    return (members - members[:, expert, None]).max(axis=0)
 
 
 def _swap_pair(gain: np.ndarray, labels: np.ndarray, a: int, b: int, noise: float) -> bool:

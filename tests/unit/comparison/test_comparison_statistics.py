@@ -49,9 +49,7 @@ def test_each_method_sees_what_a_pass_of_its_own_would_keep(ground: Ground, tmp_
     assert shared_probes(methods, calibration) == calibration.num_tokens
     shared = shared_statistics(request, calibration, methods, tmp_path / "shared", SILENT)
     alone = StatisticsFolder(tmp_path / "alone", len(shared))
-    profile_layers(
-        request.dense, calibration, alone, compute_dtype=torch.float32, num_probes=40, scratch=tmp_path
-    )
+    profile_layers(request.dense, calibration, alone, compute_dtype=torch.float32, num_probes=40, scratch=tmp_path)
     thinned = ThinnedStatistics(shared, 40)
     assert len(thinned) == len(shared) == 2
     for layer in range(2):
