@@ -43,7 +43,8 @@ class Plan:
         max_num_active_params: Parameters used per token at most.
         output_bytes: Size of the weights on disk, at most.
         memory_bytes: Estimated peak memory.
-        seconds: Estimated time of the calibration pass, from a matmul measured just now; None if not measured.
+        seconds: Estimated time of passing the calibration tokens through the layers, and of the repair's matrix where
+            there is one, from a matmul measured just now; None if not measured.
         warnings: What the user should know before starting.
     """
 
@@ -258,7 +259,18 @@ def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> floa
     rate = 3 * 2 * size**3 / (time.perf_counter() - start)
     if recipe.method.needs_gradients:  # two passes forward, and one backward that costs as much as two
         tokens += 4 * min(tokens, recipe.method.gradient_tokens)
-    return 2 * _layer_params(dense) * dense.dims.num_hidden_layers * tokens / rate
+    return 2 * _products(dense, recipe) * dense.dims.num_hidden_layers * tokens / rate
+
+
+def _products(dense: DenseModel, recipe: Recipe) -> int:
+    """Multiplications a token and layer: a dense pass, the converted stream beside it, the repair's Gram matrix."""
+    hidden, wide = dense.dims.hidden_size, dense.dims.intermediate_size
+    products = 0 if recipe.method.reads_traffic else _layer_params(dense)
+    if recipe.method.is_sequential:
+        products += 2 * _layer_params(dense)
+    if recipe.method.repair:
+        products += wide**2 // 2 + 3 * wide * hidden
+    return products
 
 
 def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int, dtype: str) -> list[str]:
