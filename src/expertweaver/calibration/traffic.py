@@ -18,6 +18,7 @@ from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batch
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import LayerRunner
+from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
 
@@ -107,6 +108,9 @@ class Streams:
         Args:
             layer: The layer, in order from 0.
             weights: The dense FFN.
+
+        Raises:
+            CalibrationError: Hidden states that are not finite.
         """
         weights = weights.to(self.runner.dtype)
         with self.runner.layer(layer) as module:
@@ -115,6 +119,10 @@ class Streams:
                 dense = partial(dense_ffn, weights=weights, act=self.act)
                 self.wanted[rows] = self.runner.run(module, self.wanted[rows], ids, dense)
                 self.inputs[rows], self.converted[rows] = self.runner.stop_at_ffn(module, self.converted[rows], ids)
+                if not bool(self.wanted[rows].isfinite().all() and self.inputs[rows].isfinite().all()):
+                    where = f"{self.dense.folder.name}, layer {layer}"
+                    fix = "Use calibration.compute_dtype=float32, and check the model's weights."
+                    raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
         return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging)
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:

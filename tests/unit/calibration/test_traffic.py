@@ -15,6 +15,7 @@ from expertweaver.calibration import capture
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.calibration.traffic import LayerTraffic, Streams, judging_tokens
 from expertweaver.dense.model import open_dense
+from expertweaver.errors import CalibrationError
 from expertweaver.modeling.reference import activation, dense_ffn
 
 
@@ -105,6 +106,14 @@ def test_streams_in_files_are_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     names = sorted(path.name for path in (tmp_path / "b").iterdir())
     assert names == ["ffn-inputs.bin", "hidden-converted.bin", "hidden-dense.bin"]
     assert not (tmp_path / "a").exists()
+
+
+def test_hidden_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    dense = open_dense(str(save_variant("llama", tmp_path / "dense")))
+    streams = Streams(dense, calibration_set(), compute_dtype=torch.float32, scratch=tmp_path)
+    streams.converted[1, 2] = torch.nan
+    with pytest.raises(CalibrationError, match=r"dense, layer 0: expected finite hidden states, found NaN"):
+        streams.enter(0, dense.read_ffn(0))
 
 
 def made_traffic(rows: int, length: int) -> LayerTraffic:
