@@ -30,7 +30,7 @@ from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_
 from expertweaver.machine import available_memory
 from expertweaver.methods.base import load_method
 from expertweaver.partition.allocation import Allocation
-from expertweaver.planning import Plan, plan
+from expertweaver.planning import Plan, few_tokens, plan
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import Recipe
 
@@ -72,6 +72,9 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
     for warning in todo.warnings:
         progress.note(warning)
     calibration = calibration_set(todo)
+    short = _short_text(todo, calibration)
+    for warning in short:
+        progress.note(warning)
     _check_evaluation(todo)
     clock.lap("prepare")
     source = todo.dense.folder.path
@@ -89,7 +92,7 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         for remark in remarks:
             progress.note(remark)
         manifest = {"name": Path(out).name} | _write_sidecars(
-            todo, calibration, layout, finished, [*todo.warnings, *remarks], folder.partial
+            todo, calibration, layout, finished, [*todo.warnings, *short, *remarks], folder.partial
         )
         with progress.stage("verifying", 1) as step:
             verification = _verify(todo, calibration, layout, finished, folder.partial)
@@ -119,6 +122,14 @@ def calibration_set(todo: Plan) -> CalibrationSet:
         vocab_size=todo.dense.dims.vocab_size,
         seed=section.seed,
     )
+
+
+def _short_text(todo: Plan, calibration: CalibrationSet) -> list[str]:
+    """Tell that the text holds too few tokens for the repair, where the request alone did not show it."""
+    if not todo.recipe.method.repair:
+        return []
+    found = few_tokens(calibration.num_tokens, todo.dense.dims.intermediate_size)
+    return found if not any("calibration tokens are" in warning for warning in todo.warnings) else []
 
 
 class _Clock:

@@ -197,16 +197,17 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     """Peak estimate: two layers in float32, hidden states, statistics, activations of a batch, the embeddings."""
-    from expertweaver.calibration.capture import BATCH_TOKENS, IN_MEMORY_BYTES
+    from expertweaver.calibration.capture import BATCH_TOKENS
 
     dims = dense.dims
-    hidden = min(_hidden_bytes(dense, recipe, tokens), IN_MEMORY_BYTES)
+    hidden = _hidden_bytes(dense, recipe, tokens)[0]
     batch = BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
     embeddings = dims.vocab_size * dims.hidden_size * 4
     extra = recipe.method.extra_memory(
         hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
     )
-    repair = 2 * 8 * dims.intermediate_size**2 + batch if recipe.method.repair else 0
+    square, matrix = 8 * dims.intermediate_size**2, dims.hidden_size * dims.intermediate_size
+    repair = 2 * square + 56 * matrix + batch if recipe.method.repair else 0
     work = max(batch, extra, repair, _gradient_bytes(dense, recipe, tokens))
     return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + work + embeddings
 
@@ -233,18 +234,24 @@ def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
 
 def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
     """What the unfinished run keeps on disk: every layer's statistics, and hidden states too large for memory."""
-    from expertweaver.calibration.capture import IN_MEMORY_BYTES
 
-    hidden = _hidden_bytes(dense, recipe, tokens)
-    on_disk = hidden if hidden > IN_MEMORY_BYTES else 0
+    on_disk = _hidden_bytes(dense, recipe, tokens)[1]
     return _scratch_per_layer(dense, recipe) * dense.dims.num_hidden_layers + on_disk
 
 
-def _hidden_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
-    """One stream of hidden states, or two and the FFN's inputs where layers are converted in sequence."""
+def _hidden_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> tuple[int, int]:
+    """Bytes of hidden states in memory and on disk, where a stream lives that is too large.
+
+    One stream for statistics; two and the FFN's inputs where layers are converted in sequence.
+    """
+    from expertweaver.calibration.capture import IN_MEMORY_BYTES
+
     width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
-    buffers = 3 if recipe.method.is_sequential else 1
-    return buffers * tokens * dense.dims.hidden_size * width
+    stream = tokens * dense.dims.hidden_size * width
+    sequential = 3 if recipe.method.is_sequential else 0
+    if stream <= IN_MEMORY_BYTES:
+        return max(sequential, 1) * stream, 0
+    return 0, (sequential + (0 if recipe.method.reads_traffic else 1)) * stream
 
 
 def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> float:

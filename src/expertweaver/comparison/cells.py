@@ -68,7 +68,8 @@ class _Designed:
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.nbytes for layer in self.layers for t in (layer.design.down, layer.design.bias) if t is not None)
+        kept = sum(t.nbytes for layer in self.layers for t in (layer.design.down, layer.design.bias) if t is not None)
+        return 2 * kept  # as designed and as stored
 
     def cell(self, scores: Sequence[Score]) -> Cell:
         return Cell(*self.job.key, self.reached, self.seconds, self.peak, tuple(scores))

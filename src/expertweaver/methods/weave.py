@@ -1,4 +1,4 @@
-"""Weave (ours): co-activation experts, a fitted router, routing-aware reassignment, least-squares repair, in sequence.
+"""Weave (ours): experts that a router can tell apart, fitted router, reassignment, least-squares repair, in sequence.
 
 Built on what each neuron adds to each token's output, not on its gate alone. Every layer is designed on the tokens as
 the layers converted before it put them out.
@@ -67,9 +67,12 @@ class Options(MethodSection):
         return True
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
-        """Activations of the sample, and those of a batch of its tokens and of its neurons."""
+        """Activations and inputs of the sample (each in several forms), and those of a batch of tokens or neurons."""
         sample = min(num_tokens, self.cluster_tokens)
-        return 4 * (sample * (intermediate_size + 2 * NEURON_BATCH) + 4 * TOKEN_BATCH * intermediate_size)
+        copies = 3 if self.clusters == "coactivation" else 1
+        inputs = 5 * sample * hidden_size + 3 * intermediate_size * hidden_size
+        batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
+        return 4 * (copies * sample * intermediate_size + inputs + batches)
 
 
 def allocate(
@@ -96,9 +99,10 @@ def design(
     counts = _shared_counts(options, allocation, budget)
     weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]
     searched = min(SEARCH_ROUNDS, options.rounds) if len(weavers) > 1 else options.rounds
-    trials = [weaver.reassigned(weaver.begun(), searched) for weaver in weavers]
-    weaver, trial = max(zip(weavers, trials, strict=True), key=lambda pair: pair[1].captured)
-    best = weaver.refined(weaver.reassigned(trial, options.rounds - searched))
+    searches = [weaver.reassigned(weaver.begun(), searched) for weaver in weavers]
+    weaver, (best, last) = max(zip(weavers, searches, strict=True), key=lambda pair: pair[1][0].captured)
+    again, _ = weaver.reassigned(last, options.rounds - searched)
+    best = weaver.refined(max(best, again, key=lambda trial: trial.captured))
     experts = [(best.labels == expert).nonzero().squeeze(-1) for expert in range(weaver.num_experts)]
     shared = (best.labels == SHARED).nonzero().squeeze(-1)
     return LayerDesign(Partition(shared, experts), best.router, measures={"captured_energy": best.captured})
@@ -197,8 +201,8 @@ class _Weaver:
             labels[neurons] = expert
         return self._trial(labels, self._fitted(labels))
 
-    def reassigned(self, trial: _Trial, rounds: int) -> _Trial:
-        """The best trial of some rounds of swaps and router fits."""
+    def reassigned(self, trial: _Trial, rounds: int) -> tuple[_Trial, _Trial]:
+        """The best and the last trial of some rounds of swaps and router fits."""
         best = trial
         for _ in range(rounds):
             labels = trial.labels[self.rest]
@@ -209,7 +213,7 @@ class _Weaver:
                 break
             trial = self._trial(swapped, self._fitted(swapped))
             best = max(best, trial, key=lambda t: t.captured)
-        return best
+        return best, trial
 
     def refined(self, best: _Trial) -> _Trial:
         """The trial with its router refined, unless that captures less."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
 BLOCK = 1024
 """Columns of the Gram matrix that are updated at a time; only blocks on and above the diagonal are computed."""
 
@@ -104,8 +104,11 @@ def _solutions(
         if failed:
             yield ridge, None
             continue
-        right = cross + ridge * scale * down.T.double()
-        yield ridge, torch.cholesky_solve(right, factor).T.float()
+        right = cross + ridge * scale * down.T.double()  # two triangular solves: cholesky_solve would copy the factor
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        del right
+        yield ridge, torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
+        del factor
 
 
 def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor]) -> tuple[list[float], float]:

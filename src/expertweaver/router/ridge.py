@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from expertweaver.errors import PartitionError, Problem
 from expertweaver.modeling.values import Router
 
 
@@ -43,12 +44,20 @@ class RidgeRegressor:
         Args:
             ffn_input: Inputs [T, H].
             ridge: Relative to the mean diagonal of the Gram matrix.
+
+        Raises:
+            PartitionError: The ridge is too small to factor the Gram matrix.
         """
         self.mean = ffn_input.double().mean(dim=0)
         self.centred = ffn_input - self.mean.float()
         gram = (self.centred.T @ self.centred).double()
         scale = gram.diagonal().mean().clamp_min(1e-30)
-        self.factor = torch.linalg.cholesky(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+        self.factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+        if failed:
+            expected = "a ridge that makes the inputs' Gram matrix positive definite"
+            raise PartitionError(
+                Problem("router ridge", expected, f"{ridge:g}", "Raise it: --set method.router_ridge=1e-3.")
+            )
 
     @property
     def num_tokens(self) -> int:
