@@ -133,6 +133,27 @@ def test_evaluation_lands_in_card_and_report(tmp_path: Path, source: Path) -> No
     assert "partial" not in (done.path / "README.md").read_text()
 
 
+def test_the_card_says_whether_weights_were_changed(tmp_path: Path, source: Path) -> None:
+    """The default method repairs down_proj; the paper's does not."""
+    repaired, sorted_only = (
+        (run(tmp_path, method, source, method=method).path / "README.md").read_text()
+        for method in ("weave", "expertweaver")
+    )
+    assert "`down_proj` of 2 of 2 layers was refitted" in repaired
+    assert "refitted" not in sorted_only
+
+
+def test_short_text_is_told_though_the_request_was_large(tmp_path: Path, source: Path) -> None:
+    """F is 64: 24 documents of 40 letters are 12 tokens a neuron, two of them one."""
+    enough, few = RecordingProgress(), RecordingProgress()
+    run(tmp_path, "enough", source, enough)
+    save_text(tmp_path / "short.jsonl", documents=2)
+    done = run(tmp_path, "few", source, few, calibration=[str(tmp_path / "short.jsonl")])
+    assert not any("per FFN neuron" in note for note in enough.notes)
+    assert [note for note in few.notes if "80 calibration tokens are 1.2 per FFN neuron" in note]
+    assert any("per FFN neuron" in warning for warning in done.manifest["warnings"])
+
+
 def test_the_licence_of_the_source_is_inherited(tmp_path: Path, source: Path) -> None:
     (source / "README.md").write_text("---\nlicense: llama3.2\nlicense_link: https://example.org/l\n---\n# Model\n")
     card = run(tmp_path, "sparse", source).path / "README.md"

@@ -26,6 +26,7 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         f"Converted from `{source['model']}` by [ExpertWeaver] {manifest['versions']['expertweaver']} with the method "
         f"`{manifest['method']}`, without training. Each token skips {sparsity} of every FFN (`mlp_sparsity` "
         f"{budget['mlp_sparsity']:g}); attention is untouched.",
+        *_repaired(manifest),
         _table(
             {
                 "`num_params`": f"{budget['num_params']:,} (dense: {budget['dense_num_params']:,})",
@@ -50,6 +51,19 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         "expert and a report.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _repaired(manifest: Mapping[str, Any]) -> list[str]:
+    """What was done to the weights beyond sorting them, if anything."""
+    changes = [layer["measures"].get("down_change") for layer in manifest.get("layers", ())]
+    moved = [change for change in changes if change]
+    if not moved:
+        return []
+    return [
+        f"The `down_proj` of {len(moved)} of {len(changes)} layers was refitted by least squares on the calibration "
+        f"text, so that the experts that run absorb what the others would have added; it moved by {min(moved):.0%} to "
+        f"{max(moved):.0%} of its norm. All other weights are the source's."
+    ]
 
 
 def card_metadata(manifest: Mapping[str, Any], source_folder: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from expertweaver.errors import PartitionError
 from expertweaver.modeling.reference import choose_experts
 from expertweaver.modeling.values import Router
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
@@ -50,3 +52,20 @@ def test_a_large_ridge_leaves_only_the_means() -> None:
     x, target = torch.randn(500, 8, generator=g), torch.rand(500, 3, generator=g) + torch.tensor([0.0, 5.0, 1.0])
     router = RidgeRegressor(x, ridge=1e9).fit(target, 1)
     assert choose_experts(x, router).unique().tolist() == [1]
+
+
+def test_a_ridge_that_cannot_be_factored_is_refused_by_name() -> None:
+    x = torch.randn(4, 8, generator=generator())  # fewer tokens than dimensions, and next to no ridge
+    with pytest.raises(PartitionError, match=r"router ridge: expected .* positive definite, found 1e-30\. Raise it"):
+        RidgeRegressor(x, ridge=1e-30)
+
+
+def test_directions_are_correlated_as_the_predictable_parts_are() -> None:
+    g = generator()
+    x = torch.randn(6000, 5, generator=g) * torch.tensor([0.1, 1.0, 10.0, 3.0, 0.5])
+    mixing = torch.randn(5, 4, generator=g)
+    predictable = (x @ mixing).T
+    found = RidgeRegressor(x, ridge=1e-9).directions(predictable + 2 * torch.randn(4, 6000, generator=g))
+    cosine = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(found, dim=1).T
+    assert torch.allclose(cosine, torch.corrcoef(predictable), atol=0.05)
+    assert torch.allclose(found.norm(dim=1), predictable.std(dim=1), rtol=0.05)
