@@ -10,13 +10,13 @@ from values to values. The repair of down_proj is not a method's business: it fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
@@ -122,3 +122,23 @@ def gathered(saliency: Tensor | None) -> Tensor:
     if saliency is None:
         raise ValueError("the statistics hold no gradients, which this method's options ask for")
     return saliency
+
+
+def oracle_design(rank: Literal["gate", "contribution"], weights: GLUWeights, budget: SliceBudget) -> LayerDesign:
+    """One expert of all neurons, of which each token runs its strongest; see `NeuronOracle` for `rank`."""
+    everyone = Partition(torch.empty(0, dtype=torch.int64), [torch.arange(weights.num_neurons)])
+    return LayerDesign(everyone, NeuronOracle(rank, budget.active_slices * budget.slice_width))
+
+
+class OracleSection(MethodSection):
+    """What the options of oracles derive from."""
+
+    @property
+    def is_oracle(self) -> bool:
+        """It looks at all activations first."""
+        return True
+
+    @property
+    def beyond_stock(self) -> str:
+        """Nothing that is served can know this."""
+        return "an oracle's knowledge of every activation"

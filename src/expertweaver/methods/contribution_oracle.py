@@ -7,29 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, Partition
+from expertweaver.methods.base import OracleSection, oracle_design
+from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
 
 
-class Options(MethodSection):
+class Options(OracleSection):
     """Options of the contribution oracle: none of its own."""
 
     name: str = "contribution_oracle"
-
-    @property
-    def is_oracle(self) -> bool:
-        """It looks at all activations first."""
-        return True
-
-    @property
-    def beyond_stock(self) -> str:
-        """Nothing that is served can know this."""
-        return "an oracle's knowledge of every activation"
 
 
 def allocate(
@@ -48,5 +36,4 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """One expert of all neurons, of which each token runs its strongest."""
-    everyone = Partition(torch.empty(0, dtype=torch.int64), [torch.arange(weights.num_neurons)])
-    return LayerDesign(everyone, NeuronOracle("contribution", budget.active_slices * budget.slice_width))
+    return oracle_design("contribution", weights, budget)
