@@ -137,7 +137,7 @@ def weave_model(
         if stored_as is not None:
             form, dtype = stored_as
             stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic))
-            served = partial(stored_ffn, stored=stored.rounded(dtype), layout=layout, form=form, act=act)
+            served = partial(stored_ffn, stored=stored, layout=layout, form=form, dtype=dtype, act=act)
         layers.append(WovenLayer(design, served))
         return served
 

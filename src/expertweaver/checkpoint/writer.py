@@ -90,9 +90,9 @@ class LayerWriter:
         return self._served(stored)
 
     def _served(self, stored: StoredLayer) -> Served:
-        """What a written layer serves, with its repaired weights as rounded on disk."""
-        rounded = stored.rounded(self.todo.torch_dtype)
-        return partial(stored_ffn, stored=rounded, layout=self.layout, form=self.form, act=self.act)
+        """What a written layer serves, with its weights as rounded on disk."""
+        dtype = self.todo.torch_dtype
+        return partial(stored_ffn, stored=stored, layout=self.layout, form=self.form, dtype=dtype, act=self.act)
 
     def _write_rest(self) -> None:
         dense, dtype, embeddings = self.todo.dense, self.todo.torch_dtype, "model.embed_tokens.weight"

@@ -59,10 +59,6 @@ class StoredLayer:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
         return weights if self.down is None else replace(weights, down=self.down)
 
-    def rounded(self, dtype: torch.dtype) -> StoredLayer:
-        """The layer with its repaired down_proj as it is read back from a file of this type."""
-        return self if self.down is None else replace(self, down=self.down.to(dtype).to(torch.float32))
-
 
 @dataclass(frozen=True)
 class ServedRouting:
@@ -114,7 +110,13 @@ class Format(Protocol):
 
 
 def stored_ffn(
-    x: Tensor, weights: GLUWeights, stored: StoredLayer, layout: Layout, form: Format, act: Activation
+    x: Tensor,
+    weights: GLUWeights,
+    stored: StoredLayer,
+    layout: Layout,
+    form: Format,
+    dtype: torch.dtype,
+    act: Activation,
 ) -> Tensor:
     """What a stored layer serves, [T, H] to [T, H], with the router in the format's arithmetic.
 
@@ -124,11 +126,12 @@ def stored_ffn(
         stored: The layer.
         layout: The uniform sizes.
         form: The format.
+        dtype: Type of the weights on disk: they are used as they are read back.
         act: The gate's activation function.
     """
     routing = form.reference_routing(x, stored, layout)
     weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
-    served = stored.served(weights)
+    served = stored.served(weights).to(dtype).to(torch.float32)
     scale = torch.ones(len(x), weights.num_neurons)
     scale[:, stored.expert_neurons.flatten()] = weight.repeat_interleave(layout.slice_width, dim=1)
     return (neuron_activations(x, served, act)[1] * scale) @ served.down.T

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
-BLOCK = 1024
+FIRST_RIDGE = 1e-2
+"""Where the search begins, with a neighbour on each side."""
+
+BLOCK = 512
 """Columns of the Gram matrix that are updated at a time; only blocks on and above the diagonal are computed."""
 
 Batch = tuple[Tensor, Tensor]
@@ -50,30 +54,41 @@ def repair_down(
 ) -> Repair:
     """Fit down_proj so that the active neurons alone give the wanted output.
 
-    Minimises ||A down' - target||^2 + ridge * tr(A'A)/F * ||down' - down||^2 for each ridge on the fitting tokens, and
-    keeps the one of least error on the judging tokens; no change is among the candidates. Neurons that never ran keep
-    their weights. With fewer tokens than neurons the ridge pulls towards the source. A ridge too small to make the
-    matrix positive definite is passed over and named in the result. In memory: two F x F matrices in float64, a batch,
-    and a down_proj for each ridge.
+    Minimises ||A down' - target||^2 + ridge * tr(A'A)/F * ||down' - down||^2 on the fitting tokens, for the ridge of
+    least error on the judging tokens; no change is among the candidates. The ridges are walked from `FIRST_RIDGE`
+    downhill until both neighbours of the best are worse. Neurons that never ran keep their weights. With fewer tokens
+    than neurons the ridge pulls towards the source. A ridge too small to make the matrix positive definite is passed
+    over and named in the result. In memory: two F x F matrices in float64, a batch, and down_proj a few times.
 
     Args:
         fitting: Batches of A, the neuron activations with those of skipped neurons set to zero, [t, F], and the output
             wanted on the same tokens, [t, H]. Read once.
-        judging: Gives the same of tokens held back from the fit.
+        judging: Gives the same of tokens held back from the fit; read at every step of the walk, two or more times.
         down: down_proj [H, F].
-        ridges: Candidates, relative to the mean diagonal of the Gram matrix.
+        ridges: Candidates, rising, relative to the mean diagonal of the Gram matrix.
 
     Source: METHODS, weave step 5; products of a batch in float32, their sums and the Cholesky in float64.
     """
     gram, cross = _normal_equations(fitting, down)
-    solved = dict(_solutions(gram, cross, down, ridges))
-    del gram, cross
-    candidates = {None: down, **{ridge: found for ridge, found in solved.items() if found is not None}}
-    errors, power = _judge(judging(), list(candidates.values()))
-    ridge = min(zip(errors, candidates, strict=True), key=lambda pair: pair[0])[1]
-    best = min(errors)
-    singular = tuple(ridge for ridge, found in solved.items() if found is None)
-    return Repair(candidates[ridge], ridge, singular, errors[0] / power, best / power)
+    (before,), power = _judge(judging(), [down])
+    errors: dict[float, float] = {}
+    best, chosen = (before, None, down), min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE))
+    while ahead := [ridge for ridge in _around(chosen, ridges) if ridge not in errors]:
+        solved = {ridge: _solution(gram, cross, down, ridge) for ridge in ahead}
+        fitted = {ridge: found for ridge, found in solved.items() if found is not None}
+        judged = dict(zip(fitted, _judge(judging(), list(fitted.values()))[0], strict=True))
+        errors |= {ridge: judged.get(ridge, math.inf) for ridge in ahead}
+        best = min([best, *((judged[ridge], ridge, fitted[ridge]) for ridge in fitted)], key=lambda trial: trial[0])
+        chosen = min(errors, key=lambda ridge: (errors[ridge], -ridge))
+    error, ridge, repaired = best
+    singular = tuple(sorted(ridge for ridge, error in errors.items() if error == math.inf))
+    return Repair(repaired, ridge, singular, before / power, error / power)
+
+
+def _around(ridge: float, ridges: Sequence[float]) -> Sequence[float]:
+    """A ridge and its neighbours."""
+    place = ridges.index(ridge)
+    return ridges[max(0, place - 1) : place + 2]
 
 
 def _normal_equations(fitting: Iterable[Batch], down: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,23 +107,19 @@ def _normal_equations(fitting: Iterable[Batch], down: Tensor) -> tuple[Tensor, T
     return gram, cross
 
 
-def _solutions(
-    gram: Tensor, cross: Tensor, down: Tensor, ridges: Sequence[float]
-) -> Iterator[tuple[float, Tensor | None]]:
-    """Each ridge and its down_proj [H, F] float32; None where the matrix cannot be factored."""
-    scale = float(gram.diagonal().mean().clamp_min(1e-30))
+def _solution(gram: Tensor, cross: Tensor, down: Tensor, ridge: float) -> Tensor | None:
+    """The down_proj [H, F] float32 of one ridge; None where the matrix cannot be factored. `gram` is left as it was."""
+    weight = ridge * float(gram.diagonal().mean().clamp_min(1e-30))
     diagonal = gram.diagonal().clone()
-    for ridge in ridges:
-        gram.diagonal().copy_(diagonal + ridge * scale)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if failed:
-            yield ridge, None
-            continue
-        right = cross + ridge * scale * down.T.double()  # two triangular solves: cholesky_solve would copy the factor
-        half = torch.linalg.solve_triangular(factor, right, upper=False)
-        del right
-        yield ridge, torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
-        del factor
+    gram.diagonal().add_(weight)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    gram.diagonal().copy_(diagonal)
+    if failed:
+        return None
+    right = cross + weight * down.T.double()  # two triangular solves: cholesky_solve would copy the factor
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    del right
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
 
 
 def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor]) -> tuple[list[float], float]:

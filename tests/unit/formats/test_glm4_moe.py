@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
-from expertweaver.formats.base import Layout, uniform_layout
-from expertweaver.formats.glm4_moe import MAX_ABS_LOGIT, fold_router, reference_routing, store_layer
+from expertweaver.formats import glm4_moe
+from expertweaver.formats.base import Layout, stored_ffn, uniform_layout
+from expertweaver.formats.glm4_moe import MAX_ABS_LOGIT, fold_router, layer_tensors, reference_routing, store_layer
 from expertweaver.modeling.reference import choose_experts
-from expertweaver.modeling.values import LayerDesign, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.router.ridge import RidgeRegressor
@@ -117,3 +119,27 @@ def test_a_router_with_nothing_to_choose_by_runs_the_lower_ids() -> None:
     routing = reference_routing(torch.randn(4, HIDDEN), store_layer(design, layout, torch.ones(2, HIDDEN)), layout)
     assert routing.chosen.tolist() == [[0, 1]] * 4
     assert not routing.tied.any()
+
+
+def test_a_stored_layer_serves_its_weights_as_they_are_read_back() -> None:
+    g = generator()
+    weights = GLUWeights(*(torch.randn(32, HIDDEN, generator=g) for _ in range(2)), torch.randn(HIDDEN, 32), "silu")
+    layout = Layout(num_experts=7, num_experts_per_tok=3, num_shared_slices=1, slice_width=4)
+    partition = Partition(torch.arange(4), list(torch.arange(4, 32).view(7, 4)))
+    x = torch.randn(100, HIDDEN, generator=g)
+    stored = store_layer(LayerDesign(partition, random_router(7, 3)), layout, x)
+    on_disk = layer_tensors(0, stored, weights, torch.bfloat16)
+    place = "model.layers.0.mlp.{}.{}_proj.weight"
+    y = torch.zeros(100, HIDDEN)
+    routing = reference_routing(x, stored, layout)
+    for expert, name in [(None, "shared_experts"), *((e, f"experts.{e}") for e in range(7))]:
+        gate, up, down = (on_disk[place.format(name, part)].float() for part in ("gate", "up", "down"))
+        out = (silu(x @ gate.T) * (x @ up.T)) @ down.T
+        y += (
+            out if expert is None else out * ((routing.chosen == expert) * routing.weights[:, [expert]]).sum(1)[:, None]
+        )
+    served, finer = (
+        stored_ffn(x, weights, stored, layout, glm4_moe, dtype, silu) for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert torch.allclose(served, y, atol=1e-3)
+    assert not torch.allclose(finer, y, atol=1e-1), "rounding must matter in this test"

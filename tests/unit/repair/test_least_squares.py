@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expertweaver.repair import least_squares
-from expertweaver.repair.least_squares import Repair, repair_down
+from expertweaver.repair.least_squares import RIDGES, Repair, repair_down
 
 
 def repair(
@@ -96,3 +96,31 @@ def test_the_gram_matrix_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) 
     in_blocks = repair(active, target, down, held_back, ridges=(0.1,))
     assert torch.allclose(in_blocks.down, whole.down, atol=1e-4)
     assert not torch.equal(whole.down, down)
+
+
+@pytest.mark.parametrize(("noise", "tokens"), [(0.0, 400), (1.0, 400), (5.0, 60), (10.0, 60), (20.0, 60), (30.0, 40)])
+def test_the_walk_finds_the_best_of_all_ridges(noise: float, tokens: int) -> None:
+    active, target, down, held_back = problem(tokens, seed=3)
+    noisy = target + noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(3))
+    found = repair(active, noisy, down, held_back)
+    errors = {ridge: repair(active, noisy, down, held_back, ridges=(ridge,)).error_after for ridge in RIDGES}
+    assert found.error_after == min(errors.values())
+    assert (found.ridge is None) == (noise == 30)
+
+
+def test_the_walk_solves_for_few_ridges(monkeypatch: pytest.MonkeyPatch) -> None:
+    active, target, down, held_back = problem(400, seed=3)
+    noisy = target + torch.randn(target.shape, generator=torch.Generator().manual_seed(3))
+    solved: list[float] = []
+    solve = least_squares._solution
+
+    def counted(gram: torch.Tensor, cross: torch.Tensor, down: torch.Tensor, ridge: float) -> torch.Tensor | None:
+        solved.append(ridge)
+        return solve(gram, cross, down, ridge)
+
+    monkeypatch.setattr(least_squares, "_solution", counted)
+    found = repair(active, noisy, down, held_back)
+    assert found.ridge is not None
+    assert len(solved) == len(set(solved)) < len(RIDGES)
+    around = RIDGES.index(found.ridge)
+    assert set(RIDGES[max(0, around - 1) : around + 2]) <= set(solved)
