@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from expertweaver.comparison.request import Request
 from expertweaver.comparison.results import Cell
 from expertweaver.comparison.statistics import ThinnedStatistics
 from expertweaver.comparison.texts import Texts
+from expertweaver.errors import CheckpointError, ExpertWeaverError, Problem
 from expertweaver.evaluation.scoring import Score, score_documents
 from expertweaver.formats.base import Format, load_format
 from expertweaver.machine import available_memory, forget_peak_memory, peak_memory
@@ -30,6 +31,8 @@ from expertweaver.weaving import WovenLayer, weave_model
 
 MAX_TOGETHER = 4
 """Cells scored in one pass of the dense model; a stop loses at most so many designs."""
+
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,19 @@ class Bench:
         self.weights: list[GLUWeights] = ffn_weights(model, request.dense)
 
     def fill(self, jobs: Sequence[Job]) -> None:
-        """Design the cells, and score them in groups that fit into memory."""
+        """Design the cells, and score them in groups that fit into memory.
+
+        Raises:
+            ExpertWeaverError: A cell that diverges, by name; the cells before it are kept.
+        """
         group: list[_Designed] = []
         room = available_memory() // 4
         for number, job in enumerate(jobs, start=1):
-            group.append(self._design(job, f"{number}/{len(jobs)} {job.label}"))
+            try:
+                group.append(self._design(job, f"{number}/{len(jobs)} {job.label}"))
+            except ExpertWeaverError as error:
+                self._score(group)
+                raise _blamed_on(job, error) from error
             size = sum(designed.num_bytes for designed in group)
             if len(group) == MAX_TOGETHER or size + group[-1].num_bytes > room:
                 self._score(group)
@@ -132,7 +143,27 @@ class Bench:
         return None if method.beyond_stock is not None or form.check(dense, dtype) else (form, dtype)
 
     def _score(self, group: Sequence[_Designed]) -> None:
-        models = {"dense": self.model}
+        """Score cells beside the dense model; where one of several fails, one by one, so that the others are kept."""
+        try:
+            self._score_together(group)
+        except CheckpointError as error:
+            if len(group) == 1:
+                raise _blamed_on(group[0].job, error) from error
+            if not group:
+                raise
+            failures = [failure for designed in group if (failure := self._failure(designed)) is not None]
+            if failures:
+                raise CheckpointError(*(problem for failure in failures for problem in failure.problems)) from error
+
+    def _failure(self, designed: _Designed) -> CheckpointError | None:
+        try:
+            self._score([designed])
+        except CheckpointError as error:
+            return error
+        return None
+
+    def _score_together(self, group: Sequence[_Designed]) -> None:
+        models = {DENSE: self.model}
         for number, designed in enumerate(group):
             name = f"{designed.job.label} ({number})"
             models[name] = with_layers(self.model, self.weights, designed.layers)
@@ -142,6 +173,18 @@ class Bench:
         for designed, scores in zip(group, others, strict=True):
             self.folder.save(designed.cell(scores.documents), designed.job.options)
             shutil.rmtree(self.folder.scratch_of(designed.job.key), ignore_errors=True)
+
+
+def _blamed_on(job: Job, error: ExpertWeaverError) -> ExpertWeaverError:
+    """The error with the cell's name, unless it is the dense model's own."""
+    fix = "Leave this entry out of the methods and repeat the command: what is finished is kept."
+
+    def named(problem: Problem) -> Problem:
+        if problem.where.startswith(f"{DENSE} on "):
+            return problem
+        return replace(problem, where=f"{job.label} at mlp_sparsity {job.mlp_sparsity:g}, {problem.where}", fix=fix)
+
+    return type(error)(*map(named, error.problems))
 
 
 class _Titled(Progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from expertweaver.comparison import cells, statistics
 from expertweaver.comparison.folder import OUTPUTS
 from expertweaver.comparison.results import Comparison
 from expertweaver.comparison.summary import summarize
-from expertweaver.errors import CalibrationError, CheckpointError, RecipeError
+from expertweaver.errors import CalibrationError, CheckpointError, Problem, RecipeError
 from expertweaver.recipe.schema import method_options
 from expertweaver.registry import module_names
 
@@ -167,6 +168,50 @@ def test_a_stopped_run_keeps_its_finished_cells(
     assert calls["weave_model"] == 5 + 6, "four were kept, the fifth was not scored yet"
     other = compare(ground.source, **ground.request(out=ground.folder / "other"))
     assert [c.documents for c in done.cells] == [c.documents for c in other.cells]
+
+
+def test_a_cell_that_diverges_while_designed_is_named_and_those_before_it_are_kept(
+    ground: Ground, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cells.weave_model
+
+    def diverge(*arguments: Any, **options: Any) -> Any:
+        if calls["weave_model"] == 1:
+            raise CalibrationError(Problem("dense, layer 1", "finite hidden states", "NaN", "Check the weights."))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cells, "weave_model", diverge)
+    request = ground.request(methods="static,moefication", mlp_sparsities=[0.5], seeds=1)
+    with pytest.raises(CalibrationError) as raised:
+        compare(ground.source, **request)
+    [problem] = raised.value.problems
+    assert problem.where == "moefication at mlp_sparsity 0.5, dense, layer 1"
+    assert problem.fix.startswith("Leave this entry out")
+    monkeypatch.setattr(cells, "weave_model", real)
+    compare(ground.source, **request | {"methods": "static"})
+    assert calls["weave_model"] == 2, "static was kept; only random was left to do"
+
+
+def test_a_cell_whose_logits_diverge_is_named_and_all_others_are_kept(
+    ground: Ground, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cells.weave_model
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        layers = real(*arguments, **options)
+        if arguments[3].name == "moefication":
+            layers[-1] = replace(layers[-1], served=lambda x, *, weights: torch.full_like(x, torch.nan))
+        return layers
+
+    monkeypatch.setattr(cells, "weave_model", spoiled)
+    request = ground.request(methods="static,moefication", mlp_sparsities=[0.5], seeds=1)
+    with pytest.raises(CheckpointError) as raised:
+        compare(ground.source, **request)
+    [problem] = raised.value.problems
+    assert problem.where.startswith("moefication at mlp_sparsity 0.5, moefication (0) on ")
+    assert calls["weave_model"] == 3
+    compare(ground.source, **request | {"methods": "static"})
+    assert calls["weave_model"] == 3, "static and random were kept"
 
 
 def test_a_changed_request_is_refused_and_may_start_anew(ground: Ground, calls: dict[str, int]) -> None:
