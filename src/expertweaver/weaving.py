@@ -172,8 +172,8 @@ def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) ->
     def running(judging: bool) -> Iterable[Batch]:
         for batch in traffic.batches(judging=judging):
             gate_act, neuron_act = neuron_activations(batch.x, exact, act)
-            active = neuron_act * running_neurons(batch.x, gate_act, neuron_act, design, exact.down)
+            active = neuron_act.mul_(running_neurons(batch.x, gate_act, neuron_act, design, exact.down))
             yield active, batch.target if design.bias is None else batch.target - design.bias
 
-    repair = repair_down(running(False), lambda: running(True), exact.down)
+    repair = repair_down(running(False), lambda: running(True), exact.down, num_fitting=traffic.num_fitting)
     return replace(design, down=repair.down, measures={**design.measures, **repair.measures(exact.down)})

@@ -62,6 +62,11 @@ class LayerTraffic:
         """Valid tokens, judging ones included."""
         return int(self.valid.sum())
 
+    @property
+    def num_fitting(self) -> int:
+        """Valid tokens that are not held back."""
+        return int((self.valid & ~self.judging).sum())
+
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """At most `count` evenly spread tokens: their FFN inputs [n, H] float32 and whether they judge [n] bool."""
         places = self.valid.flatten().nonzero().squeeze(-1)

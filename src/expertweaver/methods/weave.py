@@ -32,6 +32,7 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 FEATURE_DIMS = 256
 SHARED = -1
 TOKEN_BATCH, NEURON_BATCH = 2048, 1024
+SAMPLE_ACTIVATIONS = 80_000_000
 SEARCH_ROUNDS = 2
 """Rounds after which the shared share of a layer is chosen."""
 
@@ -55,9 +56,9 @@ class Options(MethodSection):
     )
     rounds: int = Field(default=4, ge=0, description="Rounds of reassignment and router refit.")
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
-    router_steps: int = Field(default=300, ge=0, description="Gradient steps that refine the fitted router.")
-    cluster_tokens: int = Field(
-        default=16384, ge=256, description="Tokens that clusters, router and reassignment are fitted on."
+    router_steps: int = Field(default=600, ge=0, description="Gradient steps that refine the fitted router.")
+    cluster_tokens: Annotated[int, Field(ge=256)] | Literal["auto"] = Field(
+        default="auto", description="Tokens that clusters, router and reassignment are fitted on; auto: by the width."
     )
     seed: Seed = Field(default=0, description="Of projection, clustering and the refinement's batches.")
 
@@ -66,9 +67,15 @@ class Options(MethodSection):
         """Layers are designed on what the converted layers before them put out."""
         return True
 
+    def num_cluster_tokens(self, intermediate_size: int) -> int:
+        """Tokens of the sample; auto: as many as 80 million activations allow, from 8,192 to 65,536."""
+        if self.cluster_tokens != "auto":
+            return self.cluster_tokens
+        return min(max(SAMPLE_ACTIVATIONS // intermediate_size, 8192), 65536)
+
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """Activations and inputs of the sample (each in several forms), and those of a batch of tokens or neurons."""
-        sample = min(num_tokens, self.cluster_tokens)
+        sample = min(num_tokens, self.num_cluster_tokens(intermediate_size))
         copies = 3 if self.clusters == "coactivation" else 1
         inputs = 5 * sample * hidden_size + 3 * intermediate_size * hidden_size
         batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
@@ -93,7 +100,8 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
-    sample = _Sample.of(evidence, weights.to(torch.float32), options.cluster_tokens)
+    num_tokens = options.num_cluster_tokens(weights.num_neurons)
+    sample = _Sample.of(evidence, weights.to(torch.float32), num_tokens)
     regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge)
     features = _features(options, layer, sample, regressor, budget)
     counts = _shared_counts(options, allocation, budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,7 +51,12 @@ class Repair:
 
 
 def repair_down(
-    fitting: Iterable[Batch], judging: Callable[[], Iterable[Batch]], down: Tensor, *, ridges: Sequence[float] = RIDGES
+    fitting: Iterable[Batch],
+    judging: Callable[[], Iterable[Batch]],
+    down: Tensor,
+    *,
+    num_fitting: int,
+    ridges: Sequence[float] = RIDGES,
 ) -> Repair:
     """Fit down_proj so that the active neurons alone give the wanted output.
 
@@ -58,23 +64,27 @@ def repair_down(
     least error on the judging tokens; no change is among the candidates. The ridges are walked from `FIRST_RIDGE`
     downhill until both neighbours of the best are worse. Neurons that never ran keep their weights. With fewer tokens
     than neurons the ridge pulls towards the source. A ridge too small to make the matrix positive definite is passed
-    over and named in the result. In memory: two F x F matrices in float64, a batch, and down_proj a few times.
+    over and named in the result.
+
+    The work grows with min(F, T): the system has F unknowns, or T where tokens are fewer than neurons. In memory are
+    two matrices of that size squared in float64, a batch (all of A where T < F), and down_proj a few times.
 
     Args:
         fitting: Batches of A, the neuron activations with those of skipped neurons set to zero, [t, F], and the output
             wanted on the same tokens, [t, H]. Read once.
         judging: Gives the same of tokens held back from the fit; read at every step of the walk, two or more times.
         down: down_proj [H, F].
+        num_fitting: T, the fitting tokens.
         ridges: Candidates, rising, relative to the mean diagonal of the Gram matrix.
 
     Source: METHODS, weave step 5; products of a batch in float32, their sums and the Cholesky in float64.
     """
-    gram, cross = _normal_equations(fitting, down)
+    system = _neuron_system(fitting, down) if num_fitting >= down.shape[1] else _token_system(fitting, down)
     (before,), power = _judge(judging(), [down])
     errors: dict[float, float] = {}
     best, chosen = (before, None, down), min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE))
     while ahead := [ridge for ridge in _around(chosen, ridges) if ridge not in errors]:
-        solved = {ridge: _solution(gram, cross, down, ridge) for ridge in ahead}
+        solved = {ridge: system.solution(ridge) for ridge in ahead}
         fitted = {ridge: found for ridge, found in solved.items() if found is not None}
         judged = dict(zip(fitted, _judge(judging(), list(fitted.values()))[0], strict=True))
         errors |= {ridge: judged.get(ridge, math.inf) for ridge in ahead}
@@ -91,8 +101,77 @@ def _around(ridge: float, ridges: Sequence[float]) -> Sequence[float]:
     return ridges[max(0, place - 1) : place + 2]
 
 
-def _normal_equations(fitting: Iterable[Batch], down: Tensor) -> tuple[Tensor, Tensor]:
-    """A'A [F, F], its upper triangle mirrored, and A'target [F, H], summed in float64."""
+class _System(Protocol):
+    """The equations of one layer."""
+
+    def solution(self, ridge: float) -> Tensor | None:
+        """The down_proj [H, F] float32 of one ridge; None where the matrix cannot be factored."""
+        ...
+
+
+@dataclass(frozen=True)
+class _NeuronSystem:
+    """down' (A'A + w) = target'A + w down, one unknown a neuron.
+
+    Attributes:
+        gram: A'A, [F, F] float64.
+        cross: A'target, [F, H] float64.
+        down: [H, F].
+    """
+
+    gram: Tensor
+    cross: Tensor
+    down: Tensor
+
+    def solution(self, ridge: float) -> Tensor | None:
+        weight = ridge * _mean_diagonal(self.gram, self.down)
+        factor = _factor(self.gram, weight)
+        if factor is None:
+            return None
+        right = self.cross + weight * self.down.T.double()  # two solves: cholesky_solve would copy the factor
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        del right
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
+
+
+@dataclass(frozen=True)
+class _TokenSystem:
+    """down' = down + residual' (AA' + w)^-1 A, one unknown a token: the same solution, for fewer tokens than neurons.
+
+    Attributes:
+        active: A, [T, F] float32.
+        gram: AA', [T, T] float64.
+        residual: target - A down', [T, H] float64.
+        down: [H, F].
+    """
+
+    active: Tensor
+    gram: Tensor
+    residual: Tensor
+    down: Tensor
+
+    def solution(self, ridge: float) -> Tensor | None:
+        factor = _factor(self.gram, ridge * _mean_diagonal(self.gram, self.down))
+        if factor is None:
+            return None
+        return self.down + torch.cholesky_solve(self.residual, factor).float().T @ self.active
+
+
+def _mean_diagonal(gram: Tensor, down: Tensor) -> float:
+    """tr(A'A) / F, which is tr(AA') / F."""
+    return max(float(gram.diagonal().sum()) / down.shape[1], 1e-30)
+
+
+def _factor(gram: Tensor, weight: float) -> Tensor | None:
+    """Lower Cholesky factor of gram + weight; None if that is not positive definite. `gram` is left as it was."""
+    diagonal = gram.diagonal().clone()
+    gram.diagonal().add_(weight)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    gram.diagonal().copy_(diagonal)
+    return None if failed else factor
+
+
+def _neuron_system(fitting: Iterable[Batch], down: Tensor) -> _NeuronSystem:
     hidden, neurons = down.shape
     gram = torch.zeros(neurons, neurons, dtype=torch.float64)
     cross = torch.zeros(neurons, hidden, dtype=torch.float64)
@@ -104,22 +183,13 @@ def _normal_equations(fitting: Iterable[Batch], down: Tensor) -> tuple[Tensor, T
     for start in range(0, neurons, BLOCK):
         stop = start + BLOCK
         gram[stop:, start:stop] = gram[start:stop, stop:].T
-    return gram, cross
+    return _NeuronSystem(gram, cross, down)
 
 
-def _solution(gram: Tensor, cross: Tensor, down: Tensor, ridge: float) -> Tensor | None:
-    """The down_proj [H, F] float32 of one ridge; None where the matrix cannot be factored. `gram` is left as it was."""
-    weight = ridge * float(gram.diagonal().mean().clamp_min(1e-30))
-    diagonal = gram.diagonal().clone()
-    gram.diagonal().add_(weight)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    gram.diagonal().copy_(diagonal)
-    if failed:
-        return None
-    right = cross + weight * down.T.double()  # two triangular solves: cholesky_solve would copy the factor
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    del right
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
+def _token_system(fitting: Iterable[Batch], down: Tensor) -> _TokenSystem:
+    parts = [(active, target.double() - (active @ down.T).double()) for active, target in fitting]
+    active, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _TokenSystem(active, (active @ active.T).double(), residual, down)
 
 
 def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor]) -> tuple[list[float], float]:

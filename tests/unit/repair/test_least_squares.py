@@ -13,6 +13,7 @@ def repair(
     """Repair from two batches of fitting tokens."""
     fitting = zip(active[~held_back].chunk(2), target[~held_back].chunk(2), strict=True)
     judging = [(active[held_back], target[held_back])]
+    options = {"num_fitting": int((~held_back).sum())} | options
     return repair_down(fitting, lambda: judging, down, **options)  # type: ignore[arg-type]
 
 
@@ -112,15 +113,27 @@ def test_the_walk_solves_for_few_ridges(monkeypatch: pytest.MonkeyPatch) -> None
     active, target, down, held_back = problem(400, seed=3)
     noisy = target + torch.randn(target.shape, generator=torch.Generator().manual_seed(3))
     solved: list[float] = []
-    solve = least_squares._solution
+    solve = least_squares._NeuronSystem.solution
 
-    def counted(gram: torch.Tensor, cross: torch.Tensor, down: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    def counted(system: least_squares._NeuronSystem, ridge: float) -> torch.Tensor | None:
         solved.append(ridge)
-        return solve(gram, cross, down, ridge)
+        return solve(system, ridge)
 
-    monkeypatch.setattr(least_squares, "_solution", counted)
+    monkeypatch.setattr(least_squares._NeuronSystem, "solution", counted)
     found = repair(active, noisy, down, held_back)
     assert found.ridge is not None
     assert len(solved) == len(set(solved)) < len(RIDGES)
     around = RIDGES.index(found.ridge)
     assert set(RIDGES[max(0, around - 1) : around + 2]) <= set(solved)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 0.1, 1.0])
+def test_both_systems_have_the_same_solution(ridge: float) -> None:
+    active, target, down, held_back = problem(13, seed=2)
+    by_token, by_neuron = (
+        repair(active, target, down, held_back, ridges=(ridge,), num_fitting=num_fitting) for num_fitting in (9, 12)
+    )
+    assert by_token.ridge == by_neuron.ridge == ridge
+    assert torch.allclose(by_token.down, by_neuron.down, atol=1e-4)
+    assert (by_token.down - down).abs().max() > 1e-2
+    assert torch.equal(by_token.down[:, 8:], down[:, 8:])
