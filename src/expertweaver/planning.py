@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +13,7 @@ from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
+from expertweaver.estimate import Needs, measured_speed
 from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
@@ -43,8 +43,8 @@ class Plan:
         max_num_active_params: Parameters used per token at most.
         output_bytes: Size of the weights on disk, at most.
         memory_bytes: Estimated peak memory.
-        seconds: Estimated time of passing the calibration tokens through the layers, and of the repair's matrix where
-            there is one, from a matmul measured just now; None if not measured.
+        scratch_bytes: Disk space that the unfinished run needs beside the weights.
+        seconds: Estimated time of each part, from the speed of products measured just now; None if not measured.
         warnings: What the user should know before starting.
     """
 
@@ -59,7 +59,8 @@ class Plan:
     max_num_active_params: int
     output_bytes: int
     memory_bytes: int
-    seconds: float | None
+    scratch_bytes: int
+    seconds: Mapping[str, float] | None
     warnings: tuple[str, ...]
 
     @property
@@ -94,7 +95,8 @@ class Plan:
             "sequence_length": self.sequence_length,
             "output_bytes": self.output_bytes,
             "memory_bytes": self.memory_bytes,
-            "calibration_seconds": self.seconds,
+            "scratch_bytes": self.scratch_bytes,
+            "seconds": None if self.seconds is None else dict(self.seconds),
             "warnings": list(self.warnings),
         }
 
@@ -120,14 +122,15 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
-    memory = _memory(dense, recipe, tokens)
+    needs = Needs(dense, recipe, budget, tokens)
     if out is not None:
-        check_space(out, output_bytes + _scratch_bytes(dense, recipe, tokens))
-    seconds = _calibration_seconds(dense, recipe, tokens) if estimate_time else None
+        check_space(out, output_bytes + needs.scratch_bytes())
+    seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
     warnings = tuple(_warnings(recipe, dense, budget, length, dtype))
     return Plan(
-        recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, memory, seconds, warnings
-    )
+        recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, needs.memory_bytes(),
+        needs.scratch_bytes(), seconds, warnings,
+    )  # fmt: skip
 
 
 def _run_checks(
@@ -185,99 +188,6 @@ def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
     total = dense.num_params + tied + router
     skipped = (budget.num_slices - budget.active_slices) * budget.slice_width * 3 * dims.hidden_size
     return total, total - dims.num_hidden_layers * skipped
-
-
-def _layer_params(dense: DenseModel) -> int:
-    return sum(_size(dense.shape(name)) for name in dense.names(0))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return shape[0] * (shape[1] if len(shape) > 1 else 1)
-
-
-def _memory(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
-    """Peak estimate: two layers in float32, hidden states, statistics, activations of a batch, the embeddings."""
-    from expertweaver.calibration.capture import BATCH_TOKENS
-
-    dims = dense.dims
-    hidden = _hidden_bytes(dense, recipe, tokens)[0]
-    batch = BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
-    embeddings = dims.vocab_size * dims.hidden_size * 4
-    extra = recipe.method.extra_memory(
-        hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=tokens
-    )
-    square, matrix = 8 * dims.intermediate_size**2, dims.hidden_size * dims.intermediate_size
-    repair = 2 * square + 56 * matrix + batch if recipe.method.repair else 0
-    work = max(batch, extra, repair, _gradient_bytes(dense, recipe, tokens))
-    return 2 * _layer_params(dense) * 4 + hidden + _scratch_per_layer(dense, recipe) + work + embeddings
-
-
-def _gradient_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
-    """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""
-    if not recipe.method.needs_gradients:
-        return 0
-    from expertweaver.calibration.gradients import BATCH_TOKENS, HEAD_TOKENS
-
-    dims = dense.dims
-    states = (dims.num_hidden_layers + 2) * min(tokens, recipe.method.gradient_tokens) * dims.hidden_size
-    graph = BATCH_TOKENS * (6 * dims.intermediate_size + 12 * dims.hidden_size)
-    graph += 9 * dims.intermediate_size * dims.hidden_size + 2 * dims.hidden_size**2
-    return 4 * (states + max(graph, 3 * HEAD_TOKENS * dims.vocab_size))
-
-
-def _scratch_per_layer(dense: DenseModel, recipe: Recipe) -> int:
-    dims = dense.dims
-    probes = min(recipe.method.num_probes, recipe.calibration.num_samples * recipe.calibration.sequence_length)
-    extra = 4 * dims.hidden_size * dims.intermediate_size if recipe.method.repair else 0
-    return 8 * recipe.calibration.num_samples * dims.intermediate_size + 4 * probes * dims.hidden_size + extra
-
-
-def _scratch_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> int:
-    """What the unfinished run keeps on disk: every layer's statistics, and hidden states too large for memory."""
-
-    on_disk = _hidden_bytes(dense, recipe, tokens)[1]
-    return _scratch_per_layer(dense, recipe) * dense.dims.num_hidden_layers + on_disk
-
-
-def _hidden_bytes(dense: DenseModel, recipe: Recipe, tokens: int) -> tuple[int, int]:
-    """Bytes of hidden states in memory and on disk, where a stream lives that is too large.
-
-    One stream for statistics; two and the FFN's inputs where layers are converted in sequence.
-    """
-    from expertweaver.calibration.capture import IN_MEMORY_BYTES
-
-    width = 2 if recipe.calibration.compute_dtype == "bfloat16" else 4
-    stream = tokens * dense.dims.hidden_size * width
-    sequential = 3 if recipe.method.is_sequential else 0
-    if stream <= IN_MEMORY_BYTES:
-        return max(sequential, 1) * stream, 0
-    return 0, (sequential + (0 if recipe.method.reads_traffic else 1)) * stream
-
-
-def _calibration_seconds(dense: DenseModel, recipe: Recipe, tokens: int) -> float:
-    import torch
-
-    size = 1024
-    matrix = torch.ones(size, size, dtype=getattr(torch, recipe.calibration.compute_dtype))
-    torch.mm(matrix, matrix)
-    start = time.perf_counter()
-    for _ in range(3):
-        torch.mm(matrix, matrix)
-    rate = 3 * 2 * size**3 / (time.perf_counter() - start)
-    if recipe.method.needs_gradients:  # two passes forward, and one backward that costs as much as two
-        tokens += 4 * min(tokens, recipe.method.gradient_tokens)
-    return 2 * _products(dense, recipe) * dense.dims.num_hidden_layers * tokens / rate
-
-
-def _products(dense: DenseModel, recipe: Recipe) -> int:
-    """Multiplications a token and layer: a dense pass, the converted stream beside it, the repair's Gram matrix."""
-    hidden, wide = dense.dims.hidden_size, dense.dims.intermediate_size
-    products = 0 if recipe.method.reads_traffic else _layer_params(dense)
-    if recipe.method.is_sequential:
-        products += 2 * _layer_params(dense)
-    if recipe.method.repair:
-        products += wide**2 // 2 + 3 * wide * hidden
-    return products
 
 
 def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int, dtype: str) -> list[str]:

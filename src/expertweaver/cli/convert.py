@@ -144,9 +144,20 @@ def _print_plan(request: Any, out: Path | None, *, overwrite: bool, as_json: boo
             "method, format": f"{values['method']}, {values['format']} in {values['dtype']}",
             "calibration": f"at most {values['max_calibration_tokens']:,} tokens of "
             + ", ".join(values["calibration_paths"]),
-            "disk": f"{values['output_bytes'] / 1e6:,.1f} MB",
+            "disk": f"{values['output_bytes'] / 1e6:,.1f} MB, and {values['scratch_bytes'] / 1e6:,.1f} MB meanwhile",
             "memory": f"about {values['memory_bytes'] / 1e6:,.0f} MB",
-            "time": f"about {values['calibration_seconds']:.0f} s of calibration on this machine",
+            "time": _time(values["seconds"]),
             "warnings": "; ".join(values["warnings"]) or "none",
         }
     )
+
+
+def _time(seconds: dict[str, float]) -> str:
+    parts = ", ".join(f"{part} {_duration(spent)}" for part, spent in seconds.items())
+    return f"about {_duration(sum(seconds.values()))} on this machine ({parts})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -26,6 +26,7 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.coactivation import coactivation_features, contributions, projected
 from expertweaver.partition.reassign import captured_energy, improve_by_swaps
 from expertweaver.recipe.schema import MethodSection, Seed
+from expertweaver.router.refine import BATCH_TOKENS as REFINED_TOKENS
 from expertweaver.router.refine import refine_router
 from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
@@ -80,6 +81,15 @@ class Options(MethodSection):
         inputs = 5 * sample * hidden_size + 3 * intermediate_size * hidden_size
         batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
         return 4 * (copies * sample * intermediate_size + inputs + batches)
+
+    def design_products(self, *, hidden_size: int, intermediate_size: int, num_slices: int, num_tokens: int) -> int:
+        """Activations and their regression, trials of every share, refinement; twice, for what is not a product."""
+        sample = min(num_tokens, self.num_cluster_tokens(intermediate_size))
+        shares = len(SHARED_SHARES) if self.shared_share == "auto" else 1
+        trials = shares * (1 + min(SEARCH_ROUNDS, self.rounds)) + max(0, self.rounds - SEARCH_ROUNDS) + 1
+        trial = sample * intermediate_size * (num_slices + intermediate_size // num_slices)
+        refinement = 2 * self.router_steps * REFINED_TOKENS * hidden_size * num_slices
+        return 2 * (3 * sample * intermediate_size * hidden_size + trials * trial + refinement)
 
 
 def allocate(

@@ -100,6 +100,10 @@ class MethodSection(Section):
         """Bytes that designing a layer needs beyond its weights and statistics."""
         return 0
 
+    def design_products(self, *, hidden_size: int, intermediate_size: int, num_slices: int, num_tokens: int) -> int:
+        """Multiplications in float32 that designing a layer takes, beyond what all methods do; for the plan's time."""
+        return 0
+
 
 class BudgetSection(Section):
     """How much of the FFN runs per token, and in which portions."""

@@ -26,7 +26,7 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
         inputs: The tokens' inputs, factored.
         gain: What running each expert is worth on each token, [T, E].
         start: Where to begin; K < E.
-        steps: Batches of 2,048 tokens drawn with replacement.
+        steps: Batches of at most 2,048 tokens drawn with replacement.
         seed: Of the draws.
 
     Source: ours; METHODS, weave step 3 suggests logistic steps on "is this expert in the true top-K" instead.
@@ -37,11 +37,12 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
     gain = gain / gain.abs().sum(dim=1).mean().clamp_min(1e-30)
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
+    count = min(BATCH_TOKENS, inputs.num_tokens)
     for step in range(steps):
-        tokens = torch.randint(inputs.num_tokens, (BATCH_TOKENS,), generator=generator)
+        tokens = torch.randint(inputs.num_tokens, (count,), generator=generator)
         z = inputs.whitened[tokens]
         slope = _slope(z @ weight.T + bias, gain[tokens], start.num_experts_per_tok)
-        weight.grad, bias.grad = slope.T @ z / BATCH_TOKENS, slope.mean(dim=0)
+        weight.grad, bias.grad = slope.T @ z / count, slope.mean(dim=0)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         optimizer.step()
     unwhitened = torch.linalg.solve_triangular(inputs.factor, weight.double(), upper=False, left=False)
