@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def over_dense(comparison: Comparison, label: str, mlp_sparsity: float, domain: 
         if (s.method, s.mlp_sparsity, s.domain) == (label, mlp_sparsity, domain)
     ]
     return found
+
+
+def stock_losses(model: Any, ground: Ground) -> Iterator[float]:
+    """Nats per token of every judged document, by a stock model."""
+    tokenizer = AutoTokenizer.from_pretrained(ground.source)
+    for line in Path(ground.judged).read_text("utf-8").splitlines():
+        ids = torch.tensor([tokenizer(json.loads(line)["text"])["input_ids"]])
+        with torch.inference_mode():
+            yield model(input_ids=ids, labels=ids).loss.item()
 
 
 @pytest.fixture
@@ -91,13 +101,8 @@ def test_a_cell_is_what_pruning_by_hand_gives(ground: Ground) -> None:
         assert len(unused) == 32
         with torch.no_grad():
             model.model.layers[layer].mlp.down_proj.weight[:, unused] = 0.0
-    tokenizer = AutoTokenizer.from_pretrained(ground.source)
     [cell] = done.cells_of("static", 0.5)
-    lines = Path(ground.judged).read_text("utf-8").splitlines()
-    for line, score in zip(lines, cell.documents, strict=True):
-        ids = torch.tensor([tokenizer(json.loads(line)["text"])["input_ids"]])
-        with torch.inference_mode():
-            expected = model(input_ids=ids, labels=ids).loss.item()
+    for expected, score in zip(stock_losses(model, ground), cell.documents, strict=True):
         assert score.nats / score.num_tokens == pytest.approx(expected, rel=1e-4)
 
 
@@ -107,17 +112,12 @@ def test_a_cell_is_what_pruning_by_hand_gives(ground: Ground) -> None:
         ("static", {"method": "static"}),
         ("static+repair", {"method": "static", "method.repair": True}),
         ("expertweaver", {"method": "expertweaver", "method.seed": 0}),
-        ("weave", {"method": "weave", "method.seed": 0}),
         ("moefication+repair", {"method": "moefication", "method.repair": True}),
     ],
 )
 def test_compare_agrees_with_convert_and_evaluate(ground: Ground, label: str, settings: dict[str, Any]) -> None:
-    """A cell holds the number of the checkpoint that a user would get: the same rounding, the same router.
-
-    A stock router's scores lie so near to each other that another kernel may choose otherwise on a token now and then.
-    Where later layers were fitted on such choices, as weave's are, one of these few tokens shows in the mean.
-    """
-    tolerance = 5e-4 if label == "weave" else 2e-5
+    """A cell holds the number of the checkpoint that a user would get: the same rounding, the same router."""
+    tolerance = 2e-5
     done = compare(ground.source, **ground.request(methods=label, mlp_sparsities=[0.5], seeds=1))
     request = {"mlp_sparsity": 0.5, "num_slices": 8, "calibration": [ground.fitted], **SETTINGS}
     out = ground.folder / "sparse"
@@ -129,6 +129,23 @@ def test_compare_agrees_with_convert_and_evaluate(ground: Ground, label: str, se
     assert distance == pytest.approx(result.models[1].quality("all").kl_to_dense, abs=tolerance)
     assert distance is not None
     assert distance > 0.05, "a method that changes nothing would agree without meaning to"
+
+
+def test_what_weave_serves_is_what_compare_measured_but_for_exact_ties(ground: Ground) -> None:
+    """Weights are the same to the bit, and so are losses, except where two experts' scores are equal in float32.
+
+    A kernel may choose either expert then. One token of 936 is such a one here, at the border gap 0.0.
+    """
+    done = compare(ground.source, **ground.request(methods="weave", mlp_sparsities=[0.5], seeds=1))
+    request = {"mlp_sparsity": 0.5, "num_slices": 8, "calibration": [ground.fitted], **SETTINGS}
+    out = ground.folder / "sparse"
+    convert(make_recipe(ground.source, settings={"method.seed": 0, **request}), out)
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    [cell] = done.cells_of("weave", 0.5)
+    measured = [score.nats / score.num_tokens for score in cell.documents]
+    differences = [abs(a - b) for a, b in zip(stock_losses(model, ground), measured, strict=True)]
+    assert len(differences) == 24
+    assert sum(difference > 2e-5 for difference in differences) <= 1
 
 
 def test_a_repeated_command_does_no_work(ground: Ground, calls: dict[str, int]) -> None:
