@@ -136,7 +136,7 @@ def _time_the_parts() -> dict[str, float]:
         ("both streams to the FFN, dense FFN", Streams, "enter"),
         ("partition and router", weave, "design"),
         ("repair", weaving, "repair_down"),
-        ("  its Gram matrix, activations", least_squares, "_normal_equations"),
+        ("  its Gram matrix, activations", least_squares, "_neuron_system"),
         ("converted FFN", Streams, "leave"),
     )
     seconds: dict[str, float] = {}
