@@ -11,6 +11,7 @@ from expertweaver.assets import shipped_calibration
 from expertweaver.calibration.documents import check_paths
 from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
+from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
@@ -35,6 +36,7 @@ class Plan:
         recipe: The request.
         dense: The opened source.
         budget: Slices.
+        format: Target architecture by name, also where the recipe left the choice to us.
         dtype: Type of the written weights, by name.
         calibration_paths: Where the calibration text comes from.
         calibration_tokens: Tokens at most.
@@ -51,6 +53,7 @@ class Plan:
     recipe: Recipe
     dense: DenseModel
     budget: SliceBudget
+    format: str
     dtype: str
     calibration_paths: tuple[str, ...]
     calibration_tokens: int
@@ -77,7 +80,7 @@ class Plan:
             "source": self.dense.folder.name,
             "family": self.dense.family.name,
             "method": self.recipe.method.name,
-            "format": self.recipe.output.format,
+            "format": self.format,
             "num_hidden_layers": dims.num_hidden_layers,
             "hidden_size": dims.hidden_size,
             "intermediate_size": dims.intermediate_size,
@@ -117,8 +120,8 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
     paths = recipe.calibration.paths or (str(shipped_calibration()),)
-    budget = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
-    length = min(recipe.calibration.sequence_length, dims.max_position_embeddings)
+    budget, choice = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
+    length = min(recipe.calibration.sequence_length, dense.sequence_limit[1])
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
@@ -126,16 +129,29 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     if out is not None:
         check_space(out, output_bytes + needs.scratch_bytes())
     seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
-    warnings = tuple(_warnings(recipe, dense, budget, length, dtype))
+    warnings = (*choice.notes, *_warnings(recipe, dense, budget, length, dtype))
     return Plan(
-        recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, needs.memory_bytes(),
-        needs.scratch_bytes(), seconds, warnings,
-    )  # fmt: skip
+        recipe=recipe,
+        dense=dense,
+        budget=budget,
+        format=choice.name,
+        dtype=dtype,
+        calibration_paths=paths,
+        calibration_tokens=tokens,
+        sequence_length=length,
+        max_num_params=total,
+        max_num_active_params=active,
+        output_bytes=output_bytes,
+        memory_bytes=needs.memory_bytes(),
+        scratch_bytes=needs.scratch_bytes(),
+        seconds=seconds,
+        warnings=warnings,
+    )
 
 
 def _run_checks(
     recipe: Recipe, dense: DenseModel, dtype: str, paths: Sequence[str], out: Path | None, *, overwrite: bool
-) -> SliceBudget:
+) -> tuple[SliceBudget, Choice]:
     """Run every check of the request and raise all problems together."""
     errors: list[ExpertWeaverError] = []
 
@@ -152,7 +168,7 @@ def _run_checks(
             dense.dims.intermediate_size, mlp_sparsity=section.mlp_sparsity, num_slices=section.num_slices
         )
     )
-    attempt(lambda: _check_format(recipe, dense, dtype))
+    choice = attempt(lambda: choose_format(recipe.output.format, dense, dtype, recipe.method, budget))
     attempt(lambda: require_tokenizer(dense.folder.path))
     attempt(lambda: check_paths(paths))
     attempt(lambda: check_paths(recipe.evaluate.text))
@@ -161,23 +177,8 @@ def _run_checks(
     if errors:
         raise type(errors[0])(*(problem for error in errors for problem in error.problems))
     assert budget is not None
-    return budget
-
-
-def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
-    import torch
-
-    from expertweaver.errors import ArchitectureError, Problem
-    from expertweaver.formats.base import load_format
-
-    name, method = recipe.output.format, recipe.method
-    problems = load_format(name).check(dense, getattr(torch, dtype))
-    if method.beyond_stock is not None:
-        fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
-        expected = f"what the format {name} can hold"
-        problems.append(Problem(f"method {method.name}", expected, method.beyond_stock, fix))
-    if problems:
-        raise ArchitectureError(*problems)
+    assert choice is not None
+    return budget, choice
 
 
 def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
@@ -198,7 +199,7 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
     if not recipe.calibration.paths:
         warnings.append("no calibration text given: using the small English text that ships with expertweaver")
     if length < recipe.calibration.sequence_length:
-        warnings.append(f"sequence_length lowered to the model's max_position_embeddings {length}")
+        warnings.append(f"sequence_length lowered to the model's {dense.sequence_limit[0]} {length}")
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
             f"experts are {budget.slice_width} neurons wide; engines quantise in blocks of {ENGINE_BLOCK}"

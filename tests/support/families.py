@@ -37,6 +37,19 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 32,
+}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 3.0,
+}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -46,10 +59,21 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "llama-linear-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE)),
     "llama-wide-heads": ("llama", lambda: transformers.LlamaConfig(**SIZES, head_dim=16)),
     "mistral": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=None)),
+    "mistral-window": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=10)),
     "qwen2": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=False)),
     "qwen2-yarn": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, rope_parameters=YARN_ROPE)),
     "qwen3": ("qwen3", lambda: transformers.Qwen3Config(**SIZES, head_dim=16)),
     "phi3": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=None)),
+    "phi3-window": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=10)),
+    "phi3-longrope": (
+        "phi3",
+        lambda: transformers.Phi3Config(
+            **SIZES, sliding_window=None, original_max_position_embeddings=32, rope_parameters=LONG_ROPE
+        ),
+    ),
+    "granite": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE)),
+    "granite-biased": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE, attention_bias=True)),
+    "gemma": ("gemma", lambda: transformers.GemmaConfig(**SIZES, head_dim=16)),
     "phi3-partial-rope": (
         "phi3",
         lambda: transformers.Phi3Config(**{**SIZES, "sliding_window": None, "partial_rotary_factor": 0.5}),

@@ -89,7 +89,7 @@ def embed_all(
     hidden = hidden_buffer(shape, runner.dtype, scratch, name)
     table = runner.embedding_table()
     for rows in row_batches(calibration.sample_ids):
-        hidden[rows] = torch.nn.functional.embedding(calibration.token_ids[rows], table).to(runner.dtype)
+        hidden[rows] = runner.embed(calibration.token_ids[rows], table)
     return hidden
 
 

@@ -118,7 +118,7 @@ def _layer_inputs(runner: LayerRunner, token_ids: Tensor, sample_ids: Tensor) ->
 def _head_gradient(runner: LayerRunner, hidden: Tensor, targets: Tensor) -> Tensor:
     """Gradient of the summed loss with respect to the last layer's output, [R, T, H]."""
     norm = runner.norm().requires_grad_(False)
-    head = runner.dense.read("lm_head.weight").float()
+    head = runner.dense.read("lm_head.weight").float() / runner.dense.traits.scales.logits
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     gradient = torch.zeros_like(flat)
     for tokens in (wanted != PADDING).nonzero().squeeze(-1).split(HEAD_TOKENS):

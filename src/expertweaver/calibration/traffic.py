@@ -17,7 +17,7 @@ from torch import Tensor
 from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.runner import LayerRunner, scaled
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
@@ -44,7 +44,16 @@ class TrafficBatch:
 class LayerTraffic:
     """What enters the FFN of one layer in the model converted so far, and what should leave it."""
 
-    def __init__(self, inputs: Tensor, residual: Tensor, wanted: Tensor, valid: Tensor, judging: Tensor) -> None:
+    def __init__(
+        self,
+        inputs: Tensor,
+        residual: Tensor,
+        wanted: Tensor,
+        valid: Tensor,
+        judging: Tensor,
+        *,
+        residual_scale: float = 1.0,
+    ) -> None:
         """Look at buffers that belong to `Streams`.
 
         Args:
@@ -53,9 +62,10 @@ class LayerTraffic:
             wanted: The dense model's residual stream after its FFN, [R, T, H].
             valid: Which places hold a token, [R, T] bool.
             judging: Which of them are held back, [R, T] bool.
+            residual_scale: What the FFN's output is multiplied by before it is added to the residual stream.
         """
         self.inputs, self.residual, self.wanted = inputs, residual, wanted
-        self.valid, self.judging = valid, judging
+        self.valid, self.judging, self.residual_scale = valid, judging, residual_scale
 
     @property
     def num_tokens(self) -> int:
@@ -81,6 +91,7 @@ class LayerTraffic:
             tokens = chosen[rows]
             if tokens.any():
                 target = self.wanted[rows][tokens].float() - self.residual[rows][tokens].float()
+                target = scaled(target, 1 / self.residual_scale)
                 yield TrafficBatch(self.inputs[rows][tokens].float(), target, self.judging[rows][tokens])
 
 
@@ -128,14 +139,16 @@ class Streams:
                     where = f"{self.dense.folder.name}, layer {layer}"
                     fix = "Use calibration.compute_dtype=float32, and check the model's weights."
                     raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
-        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging)
+        scale = self.dense.traits.scales.residual
+        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, residual_scale=scale)
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
         """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""
         for rows in row_batches(self.sample_ids):
             tokens = self.valid[rows]
             part = self.converted[rows]
-            part[tokens] += ffn(self.inputs[rows][tokens].float()).to(part.dtype)
+            output = ffn(self.inputs[rows][tokens].float()).to(part.dtype)
+            part[tokens] += scaled(output, self.dense.traits.scales.residual)
             self.converted[rows] = part
 
 

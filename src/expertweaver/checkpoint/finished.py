@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from expertweaver.checkpoint.folder import write_text
-from expertweaver.formats.base import StoredLayer
+from expertweaver.formats.base import DownScales, StoredLayer
 
 _TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias", "down")
 
@@ -34,6 +34,7 @@ class FinishedLayers(Sequence[StoredLayer]):
             scale_log2=record["router_scale_log2"],
             max_abs_logit=record["max_abs_router_logit"],
             routing_kept=record["routing_kept"],
+            scales=DownScales(**record["down_scales"]),
         )
 
     @property

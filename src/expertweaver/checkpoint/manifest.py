@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def layer_record(
         "router_scale_log2": stored.scale_log2,
         "max_abs_router_logit": stored.max_abs_logit,
         "routing_kept": stored.routing_kept,
+        "down_scales": asdict(stored.scales),
         "measures": dict(design.measures),
     }
 
@@ -81,7 +83,7 @@ def build_manifest(
         "recipe": plan.recipe.to_values(),
         "source": source_record(dense),
         "method": plan.recipe.method.name,
-        "format": plan.recipe.output.format,
+        "format": plan.format,
         "dtype": plan.dtype,
         "budget": {
             "mlp_sparsity": budget.mlp_sparsity,

@@ -15,7 +15,7 @@ from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.reader import TensorReader
-from expertweaver.dense.runner import LayerRunner, meta_model, rotary_of, run_layer
+from expertweaver.dense.runner import LayerRunner, meta_model, rotary_of, run_layer, scaled
 from expertweaver.errors import Problem, VerificationError, listed
 from expertweaver.formats.base import Format, Layout, StoredLayer
 from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
@@ -167,17 +167,18 @@ class _Checker:
         self.repaired = False
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The checkpoint's own embeddings of token ids [B, T]."""
-        return nn.functional.embedding(tokens, self.reader.read("model.embed_tokens.weight")).float()
+        """Hidden states of token ids [B, T] from the checkpoint's own embeddings."""
+        rows = nn.functional.embedding(tokens, self.reader.read("model.embed_tokens.weight")).float()
+        return scaled(rows, self.dense.traits.scales.embedding)
 
     def layer(
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
     ) -> tuple[tuple[float, float], Tensor, Tensor]:
         """Check one layer; returns the two errors and the dense and the all-experts hidden states after it."""
         self.repaired |= design.down is not None
-        weights = design.served(self.dense.read_ffn(index)).to(self.dtype).to(torch.float32)
-        module: Any = self._stock_layer(index)
-        stock_ffn = module.mlp
+        weights = design.read_back(self.dense.read_ffn(index), self.dtype)
+        module = self._stock_layer(index)
+        stock_ffn = self.form.stock_ffn(module)
         seen: list[Tensor] = []
 
         def watch(x: Tensor) -> Tensor:
@@ -192,19 +193,21 @@ class _Checker:
             reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
             identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
-            sparse_out = run_layer(module, self.rotary, sparse_in, sample_ids)
+            window = self.dense.traits.sliding_window
+            sparse_out = run_layer(module, self.rotary, sparse_in, sample_ids, window=window)
         return (identity_error, reference_error), dense_out, sparse_out
 
     def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
         """Relative error of the logits with all experts on."""
-        head = self.dense.read("lm_head.weight").to(self.dtype).float()
+        head, divisor = self.dense.read("lm_head.weight").to(self.dtype).float(), self.dense.traits.scales.logits
         with torch.inference_mode():
-            expected = self.runner.norm()(dense_hidden) @ head.T
+            expected = self.runner.norm()(dense_hidden) @ head.T / divisor
             if self.whole is not None:
                 return _relative(self.whole(input_ids=tokens).logits, expected)
             norm = self.skeleton.model.norm
             norm.load_state_dict({"weight": self.reader.read("model.norm.weight").float()}, assign=True)
-            return _relative(norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T, expected)
+            logits = norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T / divisor
+            return _relative(logits, expected)
 
     def _stock_layer(self, index: int) -> nn.Module:
         if self.whole is not None:

@@ -46,7 +46,7 @@ class LayerWriter:
         """
         self.todo, self.calibration, self.layout = todo, calibration, layout
         self.statistics, self.folder = statistics, folder
-        self.form = load_format(todo.recipe.output.format)
+        self.form = load_format(todo.format)
         self.act = activation(todo.dense.dims.hidden_act)
         self.names = ShardNames(todo.dense.dims.num_hidden_layers)
         self.finished = FinishedLayers(folder.scratch, todo.dense.dims.num_hidden_layers)

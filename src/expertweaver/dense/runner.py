@@ -49,14 +49,16 @@ class LayerRunner:
         """The token embeddings as stored, [V, H]."""
         return self.dense.read("model.embed_tokens.weight")
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Look up the embeddings of token ids [B, T]: [B, T, H]."""
-        return self._cast(nn.functional.embedding(token_ids, self.embedding_table()))
+    def embed(self, token_ids: Tensor, table: Tensor | None = None) -> Tensor:
+        """Hidden states entering the first layer, [B, T, H], of token ids [B, T]; `table` is read where it is None."""
+        rows = nn.functional.embedding(token_ids, self.embedding_table() if table is None else table)
+        return scaled(self._cast(rows), self.dense.traits.scales.embedding)
 
     def norm(self) -> nn.Module:
-        """The final norm, with its weight."""
+        """The final norm, with its weight as the source's own class has it."""
         module = copy.deepcopy(self.skeleton.model.norm)
-        module.load_state_dict({"weight": self._cast(self.dense.read("model.norm.weight"))}, assign=True)
+        weight = self.dense.reader.read(self.dense.origins["model.norm.weight"].source)
+        module.load_state_dict({"weight": self._cast(weight)}, assign=True)
         return module
 
     @contextlib.contextmanager
@@ -85,7 +87,8 @@ class LayerRunner:
             with_graph: Let the result be differentiated.
         """
         module.mlp.ffn = ffn
-        return run_layer(module, self.rotary, hidden, sample_ids, with_graph=with_graph)
+        window = self.dense.traits.sliding_window
+        return run_layer(module, self.rotary, hidden, sample_ids, window=window, with_graph=with_graph)
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.
@@ -127,19 +130,36 @@ def rotary_of(skeleton: Any) -> nn.Module:
     return type(rotary)(config=rotary.config)
 
 
+def scaled(hidden: Tensor, scale: float) -> Tensor:
+    """Multiply by a constant that is rounded to the tensor's type first, as stock classes do; nothing for one."""
+    return hidden if scale == 1 else hidden * torch.tensor(scale, dtype=hidden.dtype)
+
+
 def run_layer(
-    module: nn.Module, rotary: nn.Module, hidden: Tensor, sample_ids: Tensor, *, with_graph: bool = False
+    module: nn.Module,
+    rotary: nn.Module,
+    hidden: Tensor,
+    sample_ids: Tensor,
+    *,
+    window: int | None = None,
+    with_graph: bool = False,
 ) -> Tensor:
-    """Run a stock decoder layer on hidden states [B, T, H]; attention stays inside a sample [B, T]."""
+    """Run a stock decoder layer on hidden states [B, T, H]; attention stays inside a sample [B, T] and a window."""
     cos_sin = rotary(hidden, positions_in_samples(sample_ids))
+    mask = attention_mask(sample_ids, window)
     with torch.inference_mode(not with_graph):
-        return module(hidden, attention_mask=attention_mask(sample_ids), position_embeddings=cos_sin)
+        return module(hidden, attention_mask=mask, position_embeddings=cos_sin)
 
 
-def attention_mask(sample_ids: Tensor) -> Tensor:
-    """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself."""
+def attention_mask(sample_ids: Tensor, window: int | None = None) -> Tensor:
+    """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself.
+
+    With a window w a query looks at itself and at the w - 1 tokens before it.
+    """
     length = sample_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        causal = causal.triu(1 - window)
     same = sample_ids[:, :, None] == sample_ids[:, None, :]
     itself = torch.eye(length, dtype=torch.bool)
     real = (sample_ids >= 0)[:, :, None]
