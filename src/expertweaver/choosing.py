@@ -38,12 +38,12 @@ def choose_format(
         problems = format_problems(wanted, dense, dtype, method, budget)
         if problems:
             raise ArchitectureError(*problems)
-        return Choice(wanted)
+        return Choice(wanted, _notes(wanted, dense))
     refused: dict[str, list[Problem]] = {}
     for name in by_preference():
         problems = format_problems(name, dense, dtype, method, budget)
         if not problems:
-            return Choice(name, (_why(name, refused),))
+            return Choice(name, (_why(name, refused), *_notes(name, dense)))
         refused[name] = problems
     raise ArchitectureError(*(_summary(name, problems) for name, problems in refused.items()))
 
@@ -103,6 +103,13 @@ def _share_refused(share: int | None, shared_expert: str, *, may_differ: bool) -
     if shared_expert == "required" and share == 0:
         return "no shared slice, where the class always has a shared expert"
     return None
+
+
+def _notes(name: str, dense: DenseModel) -> tuple[str, ...]:
+    from expertweaver.formats.base import load_format
+    from expertweaver.formats.parts.fit import engine_notes
+
+    return tuple(engine_notes(name, load_format(name).CAPABILITIES, dense))
 
 
 def _why(name: str, refused: dict[str, list[Problem]]) -> str:

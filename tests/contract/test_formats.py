@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import VARIANTS, save_text, save_variant
+from support.families import ACCEPTED, VARIANTS, save_text, save_variant
 from transformers import AutoModelForCausalLM
 
 from expertweaver import convert, make_recipe
@@ -24,28 +24,6 @@ from expertweaver.registry import module_names
 
 MAX_DIFFERENCE = 2e-5
 """Largest |difference| of float32 logits (which span about 10) that re-association is allowed to make."""
-
-PLAIN = {"glm4_moe", "solar_open", "qwen2_moe", "mixtral", "granitemoeshared"}
-ACCEPTED: dict[str, set[str]] = {
-    "gemma": {"granitemoeshared"},
-    "granite": {"granitemoeshared"},
-    "granite-biased": {"granitemoeshared"},
-    "llama": PLAIN,
-    "llama-3-rope": PLAIN,
-    "llama-linear-rope": PLAIN,
-    "llama-tied": PLAIN,
-    "llama-wide-heads": PLAIN,
-    "mistral": PLAIN,
-    "mistral-window": {"mixtral"},
-    "phi3": PLAIN,
-    "phi3-longrope": PLAIN,
-    "phi3-partial-rope": {"glm4_moe"},
-    "phi3-window": {"mixtral"},
-    "qwen2": {"glm4_moe", "qwen2_moe", "solar_open"},
-    "qwen2-yarn": {"glm4_moe", "qwen2_moe", "solar_open"},
-    "qwen3": {"dots1", "glm4_moe", "qwen3_moe"},
-}
-"""Which formats hold which model exactly; the table of docs/formats.md says the same."""
 
 PAIRS = [
     (variant, name)

@@ -81,6 +81,28 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 """Name of a variant, the family it belongs to, and its configuration."""
 
+PLAIN = {"glm4_moe", "solar_open", "qwen2_moe", "mixtral", "granitemoeshared"}
+ACCEPTED: dict[str, set[str]] = {
+    "gemma": {"granitemoeshared"},
+    "granite": {"granitemoeshared"},
+    "granite-biased": {"granitemoeshared"},
+    "llama": PLAIN,
+    "llama-3-rope": PLAIN,
+    "llama-linear-rope": PLAIN,
+    "llama-tied": PLAIN,
+    "llama-wide-heads": PLAIN,
+    "mistral": PLAIN,
+    "mistral-window": {"mixtral"},
+    "phi3": PLAIN,
+    "phi3-longrope": PLAIN,
+    "phi3-partial-rope": {"glm4_moe"},
+    "phi3-window": {"mixtral"},
+    "qwen2": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "qwen2-yarn": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "qwen3": {"dots1", "glm4_moe", "qwen3_moe"},
+}
+"""Which formats hold which model exactly; the table of docs/formats.md says the same."""
+
 
 def save_variant(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """Save a variant's random model and a tokenizer; biases and norms are random too, so that losing one shows."""

@@ -5,8 +5,8 @@ The first line of the module's docstring is its description. `parts/` holds what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -41,6 +41,7 @@ class Capabilities:
 
     Attributes:
         engines: Whose code has the class, by our reading; only transformers' is run by every conversion.
+        not_served: What a model may have that some of these engines leave out or refuse, and which.
         selection_bias: Whether its router can hold a bias that takes part in the choice of experts.
         layer_adaptive_share: Whether layers may share unlike, by experts that are always chosen.
         shared_expert: Whether it has one; advised: without one it is known to run in transformers only.
@@ -53,6 +54,7 @@ class Capabilities:
     """
 
     engines: tuple[str, ...]
+    not_served: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     selection_bias: bool = False
     layer_adaptive_share: bool = False
     shared_expert: Literal["required", "advised", "optional", "none"] = "none"

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CAPABILITIES = Capabilities(
-    engines=("transformers", "vLLM", "SGLang", "llama.cpp"),
+    engines=("transformers", "llama.cpp"),
     selection_bias=True,
     layer_adaptive_share=True,
     shared_expert="advised",

@@ -17,12 +17,13 @@ from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout, ServedRouting, StoredLayer
 from expertweaver.formats.parts.configuration import common_config, experts_implementation
-from expertweaver.formats.parts.fit import block_problems
+from expertweaver.formats.parts.fit import ACTIVATION, BIASES, HEADS, block_problems
 from expertweaver.formats.parts.softmax import run_all_experts, softmax_routing, store_softmax
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 
 CAPABILITIES = Capabilities(
-    engines=("transformers", "vLLM", "SGLang", "llama.cpp"),
+    engines=("transformers", "vLLM", "llama.cpp"),
+    not_served={BIASES: ("vLLM",), ACTIVATION: ("vLLM", "llama.cpp"), HEADS: ("vLLM",)},
     shared_expert="optional",
     attention_biases=(ATTENTION_BIASES,),
     scales=True,

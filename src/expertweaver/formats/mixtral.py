@@ -1,4 +1,4 @@
-"""MixtralForCausalLM: routed experts only, softmax over the chosen; the stock class with a sliding window in every layer.
+"""MixtralForCausalLM: routed experts only, softmax over the chosen; can have a sliding window in every layer.
 
 Each chosen expert is weighed by nearly 1/K, and `down_proj` is multiplied by K. Routers have no bias.
 """
@@ -14,7 +14,7 @@ from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.formats.base import Capabilities, Layout, ServedRouting, StoredLayer
 from expertweaver.formats.parts.configuration import common_config, experts_implementation
-from expertweaver.formats.parts.fit import block_problems
+from expertweaver.formats.parts.fit import WINDOW, block_problems
 from expertweaver.formats.parts.layer import Names, load_sliced, sliced_tensors
 from expertweaver.formats.parts.layer import mlp_of as stock_ffn
 from expertweaver.formats.parts.softmax import run_all_experts, softmax_routing, store_softmax
@@ -32,7 +32,11 @@ __all__ = [
     "store_layer",
 ]
 
-CAPABILITIES = Capabilities(engines=("transformers", "vLLM", "SGLang", "llama.cpp"), sliding_window=True)
+CAPABILITIES = Capabilities(
+    engines=("transformers", "vLLM", "llama.cpp"),
+    not_served={WINDOW: ("llama.cpp",)},
+    sliding_window=True,
+)
 NAMES = Names("block_sparse_moe.experts.", "block_sparse_moe.gate.weight", parts=("w1", "w3", "w2"))
 
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 CAPABILITIES = Capabilities(
-    engines=("transformers", "vLLM", "SGLang", "llama.cpp"),
+    engines=("transformers", "vLLM", "llama.cpp"),
     shared_expert="required",
     attention_biases=(QKV_BIASES,),
 )

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 CAPABILITIES = Capabilities(
-    engines=("transformers", "vLLM", "SGLang", "llama.cpp"),
+    engines=("transformers", "vLLM", "llama.cpp"),
     attention_biases=(ATTENTION_BIASES,),
     qk_norm="required",
 )

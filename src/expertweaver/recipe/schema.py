@@ -150,7 +150,7 @@ class OutputSection(Section):
 
     format: Annotated[str, AfterValidator(_known_format)] = Field(
         default="glm4_moe",
-        description="Target architecture; see `expertweaver ls formats`. auto: one that holds model and method exactly.",
+        description="Target architecture; see `expertweaver ls formats`. auto: one that holds the pair exactly.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Type of the written weights; auto keeps the source's."

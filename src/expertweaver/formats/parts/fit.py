@@ -65,6 +65,32 @@ def _dtype_problems(dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
     return problems
 
 
+def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
+    """What of a model some engines do not serve in this format, though its class can say it."""
+    traits, dims = dense.traits, dense.dims
+    has = {
+        BIASES: bool(traits.biases),
+        ACTIVATION: dims.hidden_act not in ("silu", "swish"),
+        HEADS: dims.head_dim * dims.num_attention_heads != dims.hidden_size,
+        WINDOW: traits.sliding_window is not None,
+    }
+    refused = {what: " and ".join(engines) for what, engines in can.not_served.items() if has[what]}
+    notes = [
+        f"format {name}: by our reading of the code, {engines} would not serve {what}, which this model has"
+        for what, engines in refused.items()
+    ]
+    if dense.sequence_limit[0] == "original_max_position_embeddings":
+        notes.append(
+            f"a generation that grows beyond {dense.sequence_limit[1]} tokens keeps the keys of its short positions, "
+            "where the source's class starts its cache anew"
+        )
+    return notes
+
+
+BIASES = "attention biases"
+ACTIVATION = "an activation other than silu"
+HEADS = "heads of another size than hidden_size / num_attention_heads"
+WINDOW = "a sliding window"
 ANOTHER = "Pass --format auto to see whether another format can."
 
 
