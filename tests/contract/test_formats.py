@@ -63,6 +63,46 @@ def test_a_format_accepts_a_model_or_says_why_not(variant: str, sources: Callabl
     assert all(str(problem) for found in problems.values() for problem in found)
 
 
+PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text("utf-8")
+KINDS = {"-window": "with a window", "-longrope": "with longrope", "-partial-rope": "with partial positions"}
+SAME_AS_THE_FAMILY = (
+    "llama-3-rope",
+    "llama-linear-rope",
+    "llama-tied",
+    "llama-wide-heads",
+    "granite-biased",
+    "qwen2-yarn",
+)
+
+
+def table(first_heading: str) -> list[dict[str, str]]:
+    """Rows of the page's table whose first column has this heading."""
+    lines = PAGE[PAGE.index(f"| {first_heading} |") :].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def test_the_page_says_which_format_holds_which_model() -> None:
+    documented = {row.pop("Model"): {name.strip("`") for name, cell in row.items() if cell} for row in table("Model")}
+    expected = {}
+    for variant in set(VARIANTS) - set(SAME_AS_THE_FAMILY):
+        kind = next((words for ending, words in KINDS.items() if variant.endswith(ending)), "")
+        expected[f"`{VARIANTS[variant][0]}` {kind}".strip()] = ACCEPTED[variant]
+    assert documented == expected
+    assert all(ACCEPTED[variant] == ACCEPTED[VARIANTS[variant][0]] for variant in SAME_AS_THE_FAMILY)
+
+
+def test_the_page_says_what_a_format_declares() -> None:
+    rows = {row["Format"].strip("`"): row for row in table("Format")}
+    assert set(rows) == set(module_names("formats"))
+    for name, row in rows.items():
+        can = load_format(name).CAPABILITIES
+        assert row["Engines whose code has the class"] == ", ".join(can.engines)
+        assert (row["Router with a bias"] == "yes") == can.selection_bias
+        assert (row["Layers may share unlike"] == "yes") == can.layer_adaptive_share
+        assert row["Shared expert"] == can.shared_expert
+
+
 def test_every_family_has_a_format_and_every_format_a_family() -> None:
     assert {VARIANTS[variant][0] for variant, names in ACCEPTED.items() if names} == set(families())
     assert set().union(*ACCEPTED.values()) == set(module_names("formats"))

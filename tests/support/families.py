@@ -50,9 +50,11 @@ GRANITE = {
     "attention_multiplier": 0.2,
     "logits_scaling": 3.0,
 }
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 6.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "internlm3": ("internlm3", lambda: transformers.InternLM3Config(**SIZES, head_dim=8, rope_parameters=DYNAMIC_ROPE)),
     "llama": ("llama", lambda: transformers.LlamaConfig(**SIZES)),
     "llama-tied": ("llama", lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "llama-3-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)),
@@ -71,6 +73,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
             **SIZES, sliding_window=None, original_max_position_embeddings=32, rope_parameters=LONG_ROPE
         ),
     ),
+    "seed_oss": ("seed_oss", lambda: transformers.SeedOssConfig(**SIZES, head_dim=16)),
     "granite": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE)),
     "granite-biased": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE, attention_bias=True)),
     "gemma": ("gemma", lambda: transformers.GemmaConfig(**SIZES, head_dim=16)),
@@ -86,6 +89,7 @@ ACCEPTED: dict[str, set[str]] = {
     "gemma": {"granitemoeshared"},
     "granite": {"granitemoeshared"},
     "granite-biased": {"granitemoeshared"},
+    "internlm3": PLAIN,
     "llama": PLAIN,
     "llama-3-rope": PLAIN,
     "llama-linear-rope": PLAIN,
@@ -99,6 +103,7 @@ ACCEPTED: dict[str, set[str]] = {
     "phi3-window": {"mixtral"},
     "qwen2": {"glm4_moe", "qwen2_moe", "solar_open"},
     "qwen2-yarn": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "seed_oss": {"glm4_moe", "qwen2_moe", "solar_open"},
     "qwen3": {"dots1", "glm4_moe", "qwen3_moe"},
 }
 """Which formats hold which model exactly; the table of docs/formats.md says the same."""

@@ -67,6 +67,7 @@ def all_of(traffic: LayerTraffic) -> tuple[Tensor, Tensor]:
 
 
 TESTED = ["qwen2", "qwen3", "phi3", "phi3-longrope", "llama-tied", "mistral", "mistral-window", "granite", "gemma"]
+TESTED += ["internlm3", "seed_oss"]
 
 
 @pytest.mark.parametrize("variant", TESTED)
