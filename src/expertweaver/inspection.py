@@ -8,7 +8,7 @@ from typing import Any
 
 from expertweaver.checkpoint.manifest import RECORD_FOLDER
 from expertweaver.checkpoint.shards import file_sha256
-from expertweaver.dense.model import open_dense
+from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import find_model
 from expertweaver.errors import ArchitectureError, CheckpointError, Problem
@@ -53,13 +53,22 @@ def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
     return summary | {
         "convertible": True,
         "family": dense.family.name,
-        "formats": module_names("formats"),
+        "formats": _formats(dense),
         "num_params": dense.num_params,
         "num_hidden_layers": dense.dims.num_hidden_layers,
         "hidden_size": dense.dims.hidden_size,
         "intermediate_size": dense.dims.intermediate_size,
         "dropped_tensors": dict(dense.dropped),
     }
+
+
+def _formats(dense: DenseModel) -> list[str]:
+    """Formats that hold the model in float32, whatever the method asks of them."""
+    import torch
+
+    from expertweaver.formats.base import load_format
+
+    return [name for name in module_names("formats") if not load_format(name).check(dense, torch.float32)]
 
 
 def _check_hashes(folder: Path, recorded: Any, where: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.families import save_text, save_variant
 
-from expertweaver import convert, make_recipe, plan
+from expertweaver import convert, inspect, make_recipe, plan
 from expertweaver.choosing import by_preference, choose_format, format_problems
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ArchitectureError
@@ -89,6 +89,11 @@ def test_a_method_that_a_format_cannot_hold_is_refused(
     assert name in problem.expected
     assert found in problem.found
     assert fix in problem.fix
+
+
+def test_inspect_names_the_formats_that_hold_the_model(tmp_path: Path) -> None:
+    assert inspect(str(save_variant("mistral-window", tmp_path / "window")))["formats"] == ["mixtral"]
+    assert inspect(str(save_variant("qwen3", tmp_path / "qwen3")))["formats"] == ["dots1", "glm4_moe", "qwen3_moe"]
 
 
 def test_what_an_engine_leaves_out_is_told(tmp_path: Path) -> None:
