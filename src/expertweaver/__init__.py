@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from expertweaver.errors import ExpertWeaverError
     from expertweaver.evaluation.quality import evaluate
     from expertweaver.evaluation.results import Evaluation
+    from expertweaver.gguf.run import Export, export
     from expertweaver.inspection import inspect
     from expertweaver.planning import Plan, plan
     from expertweaver.recipe.loading import make_recipe
@@ -37,6 +38,8 @@ _HOMES = {
     "Evaluation": "expertweaver.evaluation.results",
     "compare": "expertweaver.comparison.run",
     "Comparison": "expertweaver.comparison.results",
+    "export": "expertweaver.gguf.run",
+    "Export": "expertweaver.gguf.run",
     "inspect": "expertweaver.inspection",
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
@@ -52,6 +55,7 @@ __all__ = [
     "Conversion",
     "Evaluation",
     "ExpertWeaverError",
+    "Export",
     "Plan",
     "Recipe",
     "__version__",
@@ -59,6 +63,7 @@ __all__ = [
     "convert",
     "demo",
     "evaluate",
+    "export",
     "inspect",
     "make_recipe",
     "measure_speed",

@@ -33,7 +33,7 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def module_names(room: str) -> list[str]:
-    """Names of the entries of a room whose entries are modules (`methods`, `formats`)."""
+    """Names of the entries of a room whose entries are modules (`methods`, `formats`, `gguf/architectures`)."""
     modules = pkgutil.iter_modules([str(PACKAGE_FOLDER / room)])
     return sorted(module.name for module in modules if module.name != "base")
 
@@ -45,7 +45,7 @@ def load_module(room: str, name: str) -> ModuleType:
         RecipeError: No entry has this name.
     """
     require_known(room.removesuffix("s"), name, module_names(room))
-    return importlib.import_module(f"expertweaver.{room}.{name}")
+    return importlib.import_module(f"expertweaver.{room.replace('/', '.')}.{name}")
 
 
 def data_files(folder: str) -> dict[str, Path]:
