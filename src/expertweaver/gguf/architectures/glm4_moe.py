@@ -94,9 +94,7 @@ def remarks(config: Config) -> list[str]:
     """Say that a shared expert was added, if it was."""
     if config["n_shared_experts"]:
         return []
-    return [
-        "llama.cpp needs a shared expert here and the model has none: one of zeros was added, which costs some time"
-    ]
+    return ["llama.cpp needs a shared expert here and the model has none; one of zeros is added and costs some time"]
 
 
 def _layer_tensors(layer: int, config: Config, stored: Mapping[str, TensorInfo]) -> list[PlannedTensor]:
