@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from expertweaver.gguf.run import Export, export
     from expertweaver.inspection import inspect
     from expertweaver.planning import Plan, plan
+    from expertweaver.publishing import Upload, push
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
@@ -34,6 +35,8 @@ _HOMES = {
     "Conversion": "expertweaver.conversion",
     "plan": "expertweaver.planning",
     "Plan": "expertweaver.planning",
+    "push": "expertweaver.publishing",
+    "Upload": "expertweaver.publishing",
     "evaluate": "expertweaver.evaluation.quality",
     "Evaluation": "expertweaver.evaluation.results",
     "compare": "expertweaver.comparison.run",
@@ -58,6 +61,7 @@ __all__ = [
     "Export",
     "Plan",
     "Recipe",
+    "Upload",
     "__version__",
     "compare",
     "convert",
@@ -68,6 +72,7 @@ __all__ = [
     "make_recipe",
     "measure_speed",
     "plan",
+    "push",
     "write_report",
 ]
 

@@ -19,11 +19,12 @@ SETTINGS = {
 }
 
 
-def convert_variant(variant: str, folder: Path, **settings: object) -> Path:
-    """Convert a variant and give it a byte-level tokenizer with one merge; 96 tokens."""
+def convert_variant(variant: str, folder: Path, *, tokenizer: bool = True) -> Path:
+    """Convert a variant and, unless told otherwise, give it a byte-level tokenizer with one merge; 96 tokens."""
     source = save_variant(variant, folder / "dense")
     text = save_text(folder / "text.jsonl")
-    recipe = make_recipe(source, settings={**SETTINGS, "calibration": [str(text)], **settings})
+    recipe = make_recipe(source, settings={**SETTINGS, "calibration": [str(text)]})
     done = convert(recipe, folder / "sparse")
-    save(byte_level(symbols=SYMBOLS[:-1], merges=[("t", "h")]), done.path)
+    if tokenizer:
+        save(byte_level(symbols=SYMBOLS[:-1], merges=[("t", "h")]), done.path)
     return done.path

@@ -12,6 +12,7 @@ from expertweaver.cli.evaluate import evaluate_command
 from expertweaver.cli.export import export_command
 from expertweaver.cli.inspect import inspect_command
 from expertweaver.cli.ls import ls_command
+from expertweaver.cli.push import push_command
 
 app = typer.Typer(
     name="expertweaver",
@@ -26,6 +27,7 @@ app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
+app.command("push")(push_command)
 app.command("ls")(ls_command)
 app.command("demo")(demo_command)
 
