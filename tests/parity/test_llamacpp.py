@@ -1,6 +1,6 @@
 """llama.cpp itself on our GGUF files, against transformers on the checkpoint. Opt in:
 
-EXPERTWEAVER_LLAMA_PYTHON=path/to/python make test
+EXPERTWEAVER_LLAMA_PYTHON=path/to/python python -m pytest -s tests/parity/test_llamacpp.py
 
 The variable names a Python that has llama_cpp; docs/gguf.md says how to make one. Skipped, visibly, without it.
 """
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,17 @@ RUNNER = Path(__file__).parents[1] / "support" / "llama_runner.py"
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="EXPERTWEAVER_LLAMA_PYTHON names no Python with llama_cpp")
 
-MEAN_DIFFERENCE = {"f32": 1e-4, "bf16": 2e-3, "f16": 2e-3, "q8_0": 2e-2}
-"""Largest mean |difference| of logits by type, as a share of the logits' standard deviation."""
+MEDIAN_DIFFERENCE = {"f32": 2e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
+"""Largest median |difference| of logits by type, as a share of the logits' standard deviation."""
 
-MIN_AGREEMENT = {"f32": 1.0, "bf16": 0.97, "f16": 0.97, "q8_0": 0.9}
-"""Smallest share of positions whose most likely token is the same."""
+LARGEST_DIFFERENCE = 1e-4
+"""The same for any logit of float32, in a window without a tie."""
+
+MIN_AGREEMENT = {"f32": 1.0, "f16": 0.99, "bf16": 0.95, "q8_0": 0.9}
+"""Smallest share of positions whose most likely token is the same; for float32 in windows without a tie."""
+
+TIE = 2.4e-7
+"""Scores near 1/2 that are this close are neighbours in float32: which expert is chosen hangs on the last bit."""
 
 REFUSED = {"llama-3-rope"}
 """Variants that llama.cpp cannot compute; the default tests see the refusal."""
@@ -48,35 +55,67 @@ TEXTS = (
 )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Logits of llama.cpp and transformers: differences as shares of the standard deviation, by window."""
+
+    difference: np.ndarray[Any, Any]
+    same_choice: np.ndarray[Any, Any]
+    tied: np.ndarray[Any, Any]
+
+    def check(self, name: str, quantize: str) -> None:
+        """Print a row of the table in docs/gguf.md (pytest -s shows it), then insist on the tolerances."""
+        median, largest = float(np.median(self.difference)), float(self.difference.max())
+        untied = float(self.difference[~self.tied].max())
+        numbers = f"{median:.1e} | {largest:.1e} | {untied:.1e} | {self.same_choice.mean():.1%} | {self.tied.sum()}"
+        print(f"| {name} | {quantize} | {numbers} of {len(self.tied)} |", file=sys.stderr)
+        assert self.tied.mean() <= 0.5
+        assert median < MEDIAN_DIFFERENCE[quantize]
+        if quantize == "f32":
+            assert untied < LARGEST_DIFFERENCE
+            assert self.same_choice[~self.tied].all()
+        assert self.same_choice.mean() >= MIN_AGREEMENT[quantize] or quantize == "f32"
+
+
 def llama(file: Path, scratch: Path, **request: Any) -> tuple[dict[str, Any], np.ndarray[Any, Any] | None]:
-    """What llama.cpp says, and the logits if ids were given."""
+    """What llama.cpp says, and the logits if windows of ids were given."""
     logits = scratch / "logits.npy"
     (scratch / "request.json").write_text(json.dumps({"file": str(file), "logits": str(logits), **request}))
     command = ["nice", "-n", "15", str(PYTHON), str(RUNNER), str(scratch / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1]), np.load(logits) if "ids" in request else None
+    return json.loads(done.stdout.splitlines()[-1]), np.load(logits) if "windows" in request else None
 
 
 @torch.inference_mode()
-def compare(folder: Path, ids: list[int], quantize: str, scratch: Path) -> tuple[float, float, float]:
-    """Largest and mean |difference| of logits as shares of their standard deviation, and the share of equal choices."""
-    file = export(folder, scratch / f"{quantize}.gguf", quantize=quantize, overwrite=True).path
+def dense_logits(folder: Path, windows: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Logits of transformers [windows, positions, vocabulary], and which windows have a tie between experts."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    expected = model(torch.tensor([ids])).logits[0].numpy()
-    _, found = llama(file, scratch, ids=ids)
+    margins: list[torch.Tensor] = []
+
+    def watch(router: Any, inputs: Any, _: Any) -> None:
+        x = inputs[0].reshape(len(windows), -1, router.weight.shape[1])
+        scores = (x @ router.weight.T).sigmoid() + router.e_score_correction_bias
+        best = scores.sort(dim=-1, descending=True).values
+        if router.top_k < router.weight.shape[0]:
+            margins.append((best[..., router.top_k - 1] - best[..., router.top_k]).amin(dim=1))
+
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(watch)
+    logits = model(torch.tensor(windows)).logits.numpy()
+    assert len(margins) == len(model.model.layers)
+    return logits, (torch.stack(margins).amin(dim=0) <= TIE).numpy()
+
+
+def compare(folder: Path, windows: list[list[int]], quantize: str, scratch: Path) -> Comparison:
+    """Logits of a GGUF file of this type in llama.cpp against those of transformers on the checkpoint."""
+    file = export(folder, scratch / f"{quantize}.gguf", quantize=quantize, overwrite=True).path
+    expected, tied = dense_logits(folder, windows)
+    _, found = llama(file, scratch, windows=windows)
     assert found is not None
     assert found.shape == expected.shape
-    scale = expected.std()
-    difference = np.abs(found - expected)
-    agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    return float(difference.max() / scale), float(difference.mean() / scale), agreement
-
-
-def say(name: str, quantize: str, numbers: tuple[float, float, float]) -> None:
-    """Print a row of the table in docs/gguf.md (pytest -s shows it)."""
-    largest, mean, agreement = numbers
-    print(f"| {name} | {quantize} | {largest:.1e} | {mean:.1e} | {agreement:.1%} |", file=sys.stderr)
+    difference = np.abs(found - expected) / expected.std()
+    return Comparison(difference, found.argmax(axis=-1) == expected.argmax(axis=-1), tied)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +129,11 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("quantize", ["f32", "f16", "bf16", "q8_0"])
 def test_logits_of_the_shipped_model(quantize: str, shipped: Path, tmp_path: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(shipped)
-    text = shipped_heldout().read_text("utf-8").splitlines()[0]
-    ids = tokenizer(json.loads(text)["text"])["input_ids"][:200]
-    numbers = compare(shipped, ids, quantize, tmp_path)
-    say("shipped, 50 %", quantize, numbers)
-    assert numbers[1] < MEAN_DIFFERENCE[quantize]
-    assert numbers[2] >= MIN_AGREEMENT[quantize]
+    lines = shipped_heldout().read_text("utf-8").splitlines()
+    ids = [tokenizer(json.loads(line)["text"])["input_ids"][:40] for line in lines]
+    windows = [window for window in ids if len(window) == 40][::4][:16]
+    assert len(windows) == 16
+    compare(shipped, windows, quantize, tmp_path).check("shipped, 50 %", quantize)
 
 
 def test_tokens_and_text_of_the_shipped_model(shipped: Path, tmp_path: Path) -> None:
@@ -112,12 +150,9 @@ def test_tokens_and_text_of_the_shipped_model(shipped: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("variant", sorted(set(VARIANTS) - REFUSED))
-@pytest.mark.parametrize("quantize", ["f32", "q8_0"])
-def test_logits_of_every_family(variant: str, quantize: str, tmp_path: Path) -> None:
-    """Random weights, so that a lost bias, norm or rotary factor shows; 100 positions reach beyond every scaling."""
+def test_logits_of_every_family(variant: str, tmp_path: Path) -> None:
+    """Random weights, so that a lost bias, norm or rotary factor shows; 50 positions reach beyond every scaling."""
     folder = convert_variant(variant, tmp_path)
-    ids = torch.randint(2, 96, (100,), generator=torch.Generator().manual_seed(7)).tolist()
-    numbers = compare(folder, ids, quantize, tmp_path)
-    say(variant, quantize, numbers)
-    assert numbers[1] < MEAN_DIFFERENCE[quantize]
-    assert numbers[2] >= MIN_AGREEMENT[quantize]
+    windows = torch.randint(2, 96, (8, 50), generator=torch.Generator().manual_seed(7)).tolist()
+    for quantize in ("f32", "q8_0"):
+        compare(folder, windows, quantize, tmp_path).check(variant, quantize)

@@ -1,6 +1,7 @@
 """Runs llama.cpp for the tests, in a Python of its own that has llama_cpp: one JSON request in, arrays out.
 
-The request names a GGUF file and, optionally, `ids` (logits of every position are wanted), `texts` (their tokens are
+The request names a GGUF file and, optionally, `windows` of ids
+(logits of every position of each are wanted), `texts` (their tokens are
 wanted) and `prompt` (ids to go on from, greedily, `num_new` times).
 """
 
@@ -17,26 +18,31 @@ import numpy as np
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    wants_logits = bool(request.get("ids"))
+    windows = request.get("windows", ())
     model = llama_cpp.Llama(
         request["file"],
         n_ctx=256,
         n_batch=256,
         n_threads=1,
         n_threads_batch=1,
-        logits_all=wants_logits,
+        logits_all=bool(windows),
         vocab_only=bool(request.get("vocab_only")),
         flash_attn=False,
+        type_k=llama_cpp.GGML_TYPE_F32,  # the cache would be float16 otherwise, whatever the file is
+        type_v=llama_cpp.GGML_TYPE_F32,
         verbose=False,
     )
     answer: dict[str, Any] = {"version": llama_cpp.__version__}
     texts = request.get("texts", ())
     answer["tokens"] = [model.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
     answer["plain"] = [model.detokenize(tokens).decode() for tokens in answer["tokens"]]
-    if wants_logits:
+    logits = []
+    for ids in windows:
         model.reset()
-        model.eval(request["ids"])
-        np.save(request["logits"], model.scores[: len(request["ids"])].astype(np.float32))
+        model.eval(ids)
+        logits.append(model.scores[: len(ids)].astype(np.float32))
+    if windows:
+        np.save(request["logits"], np.stack(logits))
     if request.get("prompt"):
         model.reset()
         generated = []

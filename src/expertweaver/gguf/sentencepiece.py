@@ -15,7 +15,9 @@ SPACE = "▁"
 FIX = "Serve this model with transformers or vLLM: llama.cpp would cut some texts into other tokens."
 REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
-METASPACE_REMARK = "the tokenizer puts no space before a text that begins with one, llama.cpp always does"
+METASPACE_REMARK = (
+    "the tokenizer puts no space before text that begins with one (nor after a special token), llama.cpp always does"
+)
 FIRST_REMARK = "the tokenizer puts a space before the first word only, llama.cpp also after every special token"
 
 Merge = tuple[str, ...]
