@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from expertweaver.errors import ExpertWeaverError
     from expertweaver.evaluation.quality import evaluate
     from expertweaver.evaluation.results import Evaluation
+    from expertweaver.gguf.run import Export, export
     from expertweaver.inspection import inspect
     from expertweaver.planning import Plan, plan
+    from expertweaver.publishing import Upload, push
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
@@ -33,10 +35,14 @@ _HOMES = {
     "Conversion": "expertweaver.conversion",
     "plan": "expertweaver.planning",
     "Plan": "expertweaver.planning",
+    "push": "expertweaver.publishing",
+    "Upload": "expertweaver.publishing",
     "evaluate": "expertweaver.evaluation.quality",
     "Evaluation": "expertweaver.evaluation.results",
     "compare": "expertweaver.comparison.run",
     "Comparison": "expertweaver.comparison.results",
+    "export": "expertweaver.gguf.run",
+    "Export": "expertweaver.gguf.run",
     "inspect": "expertweaver.inspection",
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
@@ -52,17 +58,21 @@ __all__ = [
     "Conversion",
     "Evaluation",
     "ExpertWeaverError",
+    "Export",
     "Plan",
     "Recipe",
+    "Upload",
     "__version__",
     "compare",
     "convert",
     "demo",
     "evaluate",
+    "export",
     "inspect",
     "make_recipe",
     "measure_speed",
     "plan",
+    "push",
     "write_report",
 ]
 

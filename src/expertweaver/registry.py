@@ -45,7 +45,7 @@ def load_module(room: str, name: str) -> ModuleType:
         RecipeError: No entry has this name.
     """
     require_known(room.removesuffix("s"), name, module_names(room))
-    return importlib.import_module(f"expertweaver.{room}.{name}")
+    return importlib.import_module(f"expertweaver.{room.replace('/', '.')}.{name}")
 
 
 def data_files(folder: str) -> dict[str, Path]:

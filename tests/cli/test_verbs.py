@@ -17,7 +17,7 @@ import expertweaver
 from expertweaver.checkpoint import shards
 from expertweaver.registry import PACKAGE_FOLDER
 
-VERBS = ("convert", "plan", "evaluate", "compare", "inspect", "ls", "demo")
+VERBS = ("convert", "plan", "evaluate", "compare", "inspect", "export", "push", "ls", "demo")
 HEAVY = ("torch", "transformers", "numpy", "pandas", "datasets", "plotly")
 WRITTEN = {
     "config.json",

@@ -9,8 +9,10 @@ from expertweaver.cli.compare import compare_command
 from expertweaver.cli.convert import convert_command, plan_command
 from expertweaver.cli.demo import demo_command
 from expertweaver.cli.evaluate import evaluate_command
+from expertweaver.cli.export import export_command
 from expertweaver.cli.inspect import inspect_command
 from expertweaver.cli.ls import ls_command
+from expertweaver.cli.push import push_command
 
 app = typer.Typer(
     name="expertweaver",
@@ -23,7 +25,9 @@ app.command("convert")(convert_command)
 app.command("plan")(plan_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
+app.command("export")(export_command)
 app.command("inspect")(inspect_command)
+app.command("push")(push_command)
 app.command("ls")(ls_command)
 app.command("demo")(demo_command)
 
