@@ -12,6 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from expertweaver.bench.request import BenchOptions
+    from expertweaver.bench.results import Benchmark
+    from expertweaver.bench.run import benchmark
     from expertweaver.bench.speed import measure_speed
     from expertweaver.comparison.results import Comparison
     from expertweaver.comparison.run import compare
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
+    from expertweaver.serving.index_loop import use_index_loop
 
 __version__ = "0.1.0"
 
@@ -41,13 +45,19 @@ _HOMES = {
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
     "Recipe": "expertweaver.recipe.schema",
+    "benchmark": "expertweaver.bench.run",
+    "Benchmark": "expertweaver.bench.results",
+    "BenchOptions": "expertweaver.bench.request",
     "measure_speed": "expertweaver.bench.speed",
+    "use_index_loop": "expertweaver.serving.index_loop",
     "write_report": "expertweaver.report.page",
     "ExpertWeaverError": "expertweaver.errors",
 }
 """Public names and the modules they live in; imported on first use, so that importing the package is quick."""
 
 __all__ = [
+    "BenchOptions",
+    "Benchmark",
     "Comparison",
     "Conversion",
     "Evaluation",
@@ -55,6 +65,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "__version__",
+    "benchmark",
     "compare",
     "convert",
     "demo",
@@ -63,6 +74,7 @@ __all__ = [
     "make_recipe",
     "measure_speed",
     "plan",
+    "use_index_loop",
     "write_report",
 ]
 

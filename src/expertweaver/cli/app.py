@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from expertweaver import __version__
+from expertweaver.cli.bench import bench_command
 from expertweaver.cli.compare import compare_command
 from expertweaver.cli.convert import convert_command, plan_command
 from expertweaver.cli.demo import demo_command
@@ -23,6 +24,7 @@ app.command("convert")(convert_command)
 app.command("plan")(plan_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
+app.command("bench")(bench_command)
 app.command("inspect")(inspect_command)
 app.command("ls")(ls_command)
 app.command("demo")(demo_command)
