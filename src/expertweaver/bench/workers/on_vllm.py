@@ -30,6 +30,7 @@ class Engine:
             max_num_seqs=max_batch,
             max_num_batched_tokens=max(max_length, max_batch),
             enforce_eager=True,
+            gpu_memory_utilization=0.4,  # two models share the machine
             enable_prefix_caching=False,
             skip_tokenizer_init=True,
             seed=0,
