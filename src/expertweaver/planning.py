@@ -237,7 +237,7 @@ def speed_advice(intermediate_size: int, slice_width: int) -> list[str]:
         return []
     return [
         f"experts {slice_width} neurons wide run slower than their share of the FFN says: num_slices {_listed(counts)} "
-        f"gives widths of {FAST_WIDTH} and more, which come nearer to it, at a coarser choice of neurons (docs/speed.md)"
+        f"gives widths of {FAST_WIDTH} and more, which come nearer to it, at a coarser choice (docs/speed.md)"
     ]
 
 

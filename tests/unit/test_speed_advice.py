@@ -11,9 +11,9 @@ def test_wide_enough_experts_need_no_advice() -> None:
 
 
 def test_narrow_experts_get_the_counts_that_are_wide_enough() -> None:
-    """4864 = 19 * 256 = 38 * 128; the next narrower are 64 wide, and fewer than 8 slices are no choice."""
+    """4864 = 8 * 608 = 19 * 256 = 38 * 128; the next narrower are 64 wide, and fewer than 8 slices are no choice."""
     [advice] = speed_advice(4864, 64)
-    assert "num_slices 19, 38 gives widths of 128 and more" in advice
+    assert "num_slices 8, 19, 38 gives widths of 128 and more" in advice
     assert "experts 64 neurons wide" in advice
 
 
