@@ -62,11 +62,11 @@ def test_shape_of_a_dense_folder(tmp_path: Path, tied: bool) -> None:
 
 
 def test_shape_of_a_sparse_folder(tmp_path: Path) -> None:
-    config = Glm4MoeConfig(
-        **COMMON, moe_intermediate_size=8, n_routed_experts=5, num_experts_per_tok=2, n_shared_experts=1,
-        first_k_dense_replace=0, num_nextn_predict_layers=0,
-    )  # fmt: skip
-    config.save_pretrained(tmp_path)
+    sizes: dict[str, Any] = {
+        "moe_intermediate_size": 8, "n_routed_experts": 5, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "first_k_dense_replace": 0,
+    }  # fmt: skip
+    Glm4MoeConfig(**COMMON, **sizes).save_pretrained(tmp_path)
     shape = folder_facts(tmp_path, width=2).shape
     fixed, routed = ATTENTION + NORMS + 2 * (5 * 32 + 3 * 32 * 8), 2 * 5 * 3 * 32 * 8
     assert (shape.fixed, shape.routed) == (Size(fixed, 2 * fixed), Size(routed, 2 * routed))

@@ -21,13 +21,13 @@ NUM_EXPERTS = 6
 
 def sparse_model(width: int = 16) -> Any:
     torch.manual_seed(0)
-    config = Glm4MoeConfig(
-        vocab_size=64, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, moe_intermediate_size=width,
-        n_routed_experts=NUM_EXPERTS, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=0,
-        num_nextn_predict_layers=0,
-    )  # fmt: skip
-    model = Glm4MoeForCausalLM(config).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+        "moe_intermediate_size": width, "n_routed_experts": NUM_EXPERTS, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "first_k_dense_replace": 0,
+    }  # fmt: skip
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "experts" in name:

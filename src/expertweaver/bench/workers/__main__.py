@@ -1,6 +1,6 @@
 """Time one model in one engine, as the process that started this one asks: JSON lines in, JSON lines out.
 
-    python .../workers on_vllm '{"model": "path", ...}'
+    python FOLDER on_vllm '{"model": "path", ...}'
 
 This folder is run by the Python of the engine's own environment, where ExpertWeaver need not be installed: its files
 import nothing of it, except `on_transformers`, which our own Python runs. What an engine prints goes to stderr.
