@@ -12,6 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from expertweaver.bench.request import BenchOptions
+    from expertweaver.bench.results import Benchmark
+    from expertweaver.bench.run import benchmark
     from expertweaver.bench.speed import measure_speed
     from expertweaver.comparison.results import Comparison
     from expertweaver.comparison.run import compare
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
+    from expertweaver.serving.index_loop import use_index_loop
 
 __version__ = "0.1.0"
 
@@ -47,13 +51,19 @@ _HOMES = {
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
     "Recipe": "expertweaver.recipe.schema",
+    "benchmark": "expertweaver.bench.run",
+    "Benchmark": "expertweaver.bench.results",
+    "BenchOptions": "expertweaver.bench.request",
     "measure_speed": "expertweaver.bench.speed",
+    "use_index_loop": "expertweaver.serving.index_loop",
     "write_report": "expertweaver.report.page",
     "ExpertWeaverError": "expertweaver.errors",
 }
 """Public names and the modules they live in; imported on first use, so that importing the package is quick."""
 
 __all__ = [
+    "BenchOptions",
+    "Benchmark",
     "Comparison",
     "Conversion",
     "Evaluation",
@@ -63,6 +73,7 @@ __all__ = [
     "Recipe",
     "Upload",
     "__version__",
+    "benchmark",
     "compare",
     "convert",
     "demo",
@@ -73,6 +84,7 @@ __all__ = [
     "measure_speed",
     "plan",
     "push",
+    "use_index_loop",
     "write_report",
 ]
 

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 PROCESS = Path("/proc/self")
 FORGET_PEAK = "5"
 """What Linux takes for: begin anew to measure the largest resident memory."""
+
+
+TELLING_FEATURES = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "i8mm", "bf16", "sve",
+)  # fmt: skip
+"""Instruction sets that matrix kernels are written for, as Linux spells them."""
+
+
+def cpu_name() -> str:
+    """The processor; where /proc/cpuinfo does not name it (other systems, some ARM kernels) what Python knows."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """Those of the processor's instruction sets that decide the speed of matrix products; empty where nobody tells."""
+    flags = (_cpu_field("flags") or _cpu_field("Features")).split()
+    return [name for name in TELLING_FEATURES if name in flags]
+
+
+def _cpu_field(name: str) -> str:
+    lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute; None where the system does not say."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
 
 
 def available_memory() -> int:

@@ -15,7 +15,7 @@ from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
-from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
+from expertweaver.partition.budget import ENGINE_BLOCK, FAST_WIDTH, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def advice(self) -> tuple[str, ...]:
+        """What would make the result faster, at a price."""
+        return tuple(speed_advice(self.dense.dims.intermediate_size, self.budget.slice_width))
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """Type of the written weights."""
         import torch
@@ -101,6 +106,7 @@ class Plan:
             "scratch_bytes": self.scratch_bytes,
             "seconds": None if self.seconds is None else dict(self.seconds),
             "warnings": list(self.warnings),
+            "advice": list(self.advice),
         }
 
 
@@ -225,7 +231,27 @@ def few_tokens(num_tokens: int, intermediate_size: int) -> list[str]:
     ]
 
 
+def speed_advice(intermediate_size: int, slice_width: int) -> list[str]:
+    """Name slice counts whose experts are wide enough for the kernels, if these are narrower and there are any."""
+    counts = _usable_counts(intermediate_size, FAST_WIDTH)
+    if slice_width >= FAST_WIDTH or not counts:
+        return []
+    return [
+        f"experts {slice_width} neurons wide run slower than their share of the FFN says: num_slices {_listed(counts)} "
+        f"gives widths of {FAST_WIDTH} and more, which come nearer to it, at a coarser choice (docs/speed.md)"
+    ]
+
+
 def _better_slices(intermediate_size: int) -> str:
+    counts = _usable_counts(intermediate_size, ENGINE_BLOCK)
+    return f" (num_slices {_listed(counts)} would do)" if counts else ""
+
+
+def _usable_counts(intermediate_size: int, least: int) -> list[int]:
+    """Slice counts from 8 to 256 whose width is a whole number of blocks, and at least so wide."""
     widths = [w for w in range(ENGINE_BLOCK, intermediate_size // 2 + 1, ENGINE_BLOCK) if intermediate_size % w == 0]
-    counts = [intermediate_size // w for w in widths if 8 <= intermediate_size // w <= 256]
-    return f" (num_slices {', '.join(map(str, sorted(counts)))} would do)" if counts else ""
+    return sorted(intermediate_size // w for w in widths if w >= least and 8 <= intermediate_size // w <= 256)
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

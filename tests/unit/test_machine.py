@@ -31,3 +31,19 @@ def test_nobody_tells_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(machine, "PROCESS", tmp_path / "none")
     assert machine.peak_memory() is None
     assert machine.forget_peak_memory() is False
+
+
+def test_the_processor_is_told_by_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "model name\t: A Chip @ 2: fast\nflags\t\t: fpu avx2 avx512f sse\nflags\t\t: none\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(machine, "CPU_INFO", file)
+    assert machine.cpu_name() == "A Chip @ 2: fast"
+    assert machine.cpu_features() == ["avx2", "avx512f"]
+
+
+def test_other_systems_tell_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "none")
+    assert machine.cpu_name()
+    assert machine.cpu_features() == []

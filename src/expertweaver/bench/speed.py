@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,8 +16,8 @@ from transformers import PreTrainedModel
 
 from expertweaver.errors import Problem, RecipeError
 from expertweaver.evaluation.params import count_params
+from expertweaver.machine import cpu_name
 
-CPU_INFO = Path("/proc/cpuinfo")
 SEED = 0
 
 
@@ -143,13 +141,6 @@ def _setup(model: PreTrainedModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cpus": os.cpu_count(),
     }
-
-
-def _cpu_name() -> str:
-    """The name in /proc/cpuinfo; where there is none (other systems, some ARM kernels) what Python knows."""
-    lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

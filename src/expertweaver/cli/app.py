@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from expertweaver import __version__
+from expertweaver.cli.bench import bench_command
 from expertweaver.cli.compare import compare_command
 from expertweaver.cli.convert import convert_command, plan_command
 from expertweaver.cli.demo import demo_command
@@ -25,6 +26,7 @@ app.command("convert")(convert_command)
 app.command("plan")(plan_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
+app.command("bench")(bench_command)
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("push")(push_command)

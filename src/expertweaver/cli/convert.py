@@ -148,6 +148,7 @@ def _print_plan(request: Any, out: Path | None, *, overwrite: bool, as_json: boo
             "memory": f"about {values['memory_bytes'] / 1e6:,.0f} MB",
             "time": _time(values["seconds"]),
             "warnings": "; ".join(values["warnings"]) or "none",
+            "advice": "; ".join(values["advice"]) or "none",
         }
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class RoutingTally:
 
 @contextmanager
 def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
-    """Watch the routers of a model for the time of the block; None for a dense model.
+    """Count the choices of a model for the time of the block; None for a dense model.
 
     Raises:
         ArchitectureError: A sparse model of an unknown type, or one whose routers are not found.
@@ -56,24 +57,40 @@ def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
     if experts is None:
         yield None
         return
+    tally = RoutingTally(experts, len(find_routers(model)))
+    with watch_routers(model, tally.add):
+        yield tally
+
+
+@contextmanager
+def watch_routers(model: PreTrainedModel, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Give every forward of every router to `see` for the time of the block: its layer, its expert ids [tokens, K].
+
+    Raises:
+        ArchitectureError: A sparse model of an unknown type, or one whose routers are not found.
+    """
+    experts = routed_experts(model.config)
+    routers = [] if experts is None else find_routers(model)
+
+    def hook(layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        assert experts is not None
+        see(layer, _expert_ids(module, output, experts.num_experts_per_tok))
+
+    hooks = [router.register_forward_hook(partial(hook, layer)) for layer, router in enumerate(routers)]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def find_routers(model: PreTrainedModel) -> list[nn.Module]:
+    """The router modules of a sparse model, in layer order."""
     routers = [module for module in model.modules() if ROUTER_CLASS.search(type(module).__name__)]
     if not routers:
         where, fix = f"model_type '{model.config.model_type}'", "Report this model: its router class has another name."
         raise ArchitectureError(Problem(where, "router modules called ...TopkRouter", "none", fix))
-    tally = RoutingTally(experts, len(routers))
-    hooks = [router.register_forward_hook(_hook(tally, layer)) for layer, router in enumerate(routers)]
-    try:
-        yield tally
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _hook(tally: RoutingTally, layer: int) -> Any:
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tally.add(layer, _expert_ids(module, output, tally.experts.num_experts_per_tok))
-
-    return count
+    return routers
 
 
 def _expert_ids(router: nn.Module, output: Any, num_experts_per_tok: int) -> Tensor:

@@ -15,6 +15,9 @@ ENGINE_BLOCK = 32
 GROUPED_BLOCK = 8
 """Grouped matrix kernels want rows of whole 16-byte blocks: 8 neurons in bfloat16."""
 
+FAST_WIDTH = 128
+"""Expert width from which CPU kernels come near the speed of a dense FFN; docs/speed.md has the measurements."""
+
 
 @dataclass(frozen=True)
 class SliceBudget:

@@ -1,0 +1,97 @@
+"""Make a dense model and its sparse forms with random weights, to time engines at sizes that do not ship.
+
+    python benchmarks/random_models.py OUT --hidden-size 896 --intermediate-size 4864 --num-layers 6 \
+        --vocab-size 8000 --num-slices 19,38,76 --mlp-sparsity 0.25,0.5,0.75
+
+writes OUT/dense (a Llama) and OUT/sparse-SLICES-PERCENT (glm4_moe, with the config that a conversion writes). Speed
+does not depend on the values of weights, only on the routing, and a random router chooses every expert about equally
+often. One slice is shared. A tokenizer of made-up words lies beside each, since engines want one. Weights are bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from expertweaver.dense.model import open_dense
+from expertweaver.formats import glm4_moe
+from expertweaver.formats.base import Layout
+from expertweaver.partition.budget import slice_budget
+
+SHARED_SLICES = 1
+
+
+def main() -> None:
+    args = _parse()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    tokenizer = _tokenizer(args.vocab_size)
+    _write(LlamaForCausalLM(_dense_config(args)), tokenizer, args.out / "dense")
+    for num_slices in _numbers(args.num_slices, int):
+        for sparsity in _numbers(args.mlp_sparsity, float):
+            _write(_sparse(args, num_slices, sparsity), tokenizer, args.out / f"sparse-{num_slices}-{100 * sparsity:g}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--hidden-size", type=int, default=896)
+    parser.add_argument("--intermediate-size", type=int, default=4864)
+    parser.add_argument("--num-layers", type=int, default=6)
+    parser.add_argument("--vocab-size", type=int, default=8000)
+    parser.add_argument("--num-heads", type=int, default=14)
+    parser.add_argument("--num-key-value-heads", type=int, default=2)
+    parser.add_argument("--num-slices", default="19,38,76,152")
+    parser.add_argument("--mlp-sparsity", default="0.5")
+    return parser.parse_args()
+
+
+def _numbers(text: str, kind: Any) -> list[Any]:
+    return [kind(part) for part in text.split(",")]
+
+
+def _dense_config(args: argparse.Namespace) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=args.vocab_size,
+        hidden_size=args.hidden_size,
+        intermediate_size=args.intermediate_size,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.num_heads,
+        num_key_value_heads=args.num_key_value_heads,
+        max_position_embeddings=4096,
+    )
+
+
+def _sparse(args: argparse.Namespace, num_slices: int, sparsity: float) -> Glm4MoeForCausalLM:
+    """A model of the converted shape; the nearest sparsity that is a whole number of slices."""
+    nearest = round(sparsity * num_slices) / num_slices
+    budget = slice_budget(args.intermediate_size, mlp_sparsity=nearest, num_slices=num_slices)
+    layout = Layout(num_slices - SHARED_SLICES, budget.active_slices - SHARED_SLICES, SHARED_SLICES, budget.slice_width)
+    values = glm4_moe.config(open_dense(str(args.out / "dense")), layout, torch.bfloat16)
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**copy.deepcopy(values)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):  # the class starts with zeros, which choose the same experts for all
+            torch.nn.init.normal_(parameter, std=2.0**-10)
+    return model
+
+
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _write(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(folder, f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""transformers: a plain loop with a KV cache; the experts' implementation is chosen for every request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from expertweaver.evaluation.loading import DTYPES
+from expertweaver.evaluation.routing import watch_routers
+from expertweaver.serving import INDEX_LOOP
+from expertweaver.serving.index_loop import leave_index_loop, use_index_loop
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Engine:
+    """A loaded model."""
+
+    def __init__(self, model: str, dtype: str, threads: int, max_length: int, max_batch: int, clock: str) -> None:
+        self.now = CLOCKS[clock]
+        torch.set_num_threads(threads)
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
+        self.model: PreTrainedModel = load(Path(model), dtype=DTYPES[dtype], local_files_only=True).eval()
+        self.setup = {"torch": torch.__version__, "transformers": transformers.__version__}
+        self.variant: str | None = None
+
+    def prefill(self, prompts: list[list[int]], variant: str | None = None) -> dict[str, Any]:
+        """Seconds for reading the prompts, with the head on the last position only."""
+        self._use(variant)
+        with torch.inference_mode():
+            start = self.now()
+            self.model(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+            return {"seconds": self.now() - start}
+
+    def decode(self, prompts: list[list[int]], steps: list[list[int]], variant: str | None = None) -> dict[str, Any]:
+        """Seconds for feeding `steps`, one token of every sequence at a time, after the prompts were read."""
+        self._use(variant)
+        return self._decode(prompts, steps)
+
+    def count(self, prompts: list[list[int]], steps: list[list[int]]) -> dict[str, Any]:
+        """Distinct experts that a step touches in a layer, on average over steps and layers; null for dense."""
+        seen: list[int] = []
+
+        def see(layer: int, expert_ids: torch.Tensor) -> None:
+            if len(expert_ids) == len(prompts):  # a step, not the prompt
+                seen.append(len(expert_ids.unique()))
+
+        with watch_routers(self.model, see):
+            self._decode(prompts, steps)
+        return {"distinct": sum(seen) / len(seen) if seen else None}
+
+    @torch.inference_mode()
+    def _decode(self, prompts: list[list[int]], steps: list[list[int]]) -> dict[str, Any]:
+        output = self.model(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+        start = self.now()
+        for tokens in steps:
+            token = torch.tensor(tokens)[:, None]
+            output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        return {"seconds": self.now() - start}
+
+    def _use(self, variant: str | None) -> None:
+        """Switch to an implementation of the experts; index_loop also changes how their weights lie in memory."""
+        if variant == self.variant or variant is None:
+            return
+        if self.variant == INDEX_LOOP:
+            leave_index_loop(self.model, variant)
+        elif variant == INDEX_LOOP:
+            use_index_loop(self.model)
+        else:
+            self.model.set_experts_implementation(variant)
+        self.variant = variant

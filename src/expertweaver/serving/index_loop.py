@@ -1,0 +1,115 @@
+"""An experts function for transformers on CPU: a loop over the chosen experts that copies no weights.
+
+Three things decide the speed of narrow experts on a CPU (docs/speed.md has the measurements):
+
+* One token: every chosen expert is one matrix-vector product on a view. The down projection [H, I] of an expert has
+  rows of only I numbers, which matrix-vector kernels read slowly; stored by columns it reads like the others. So
+  `use_index_loop` changes the strides of `down_proj`, not its shape or values.
+* Few tokens for each expert: Python costs more than the arithmetic, and the engine's own kernel is taken.
+* Many tokens: one product for each expert, added into the output in place; the engine's kernel writes, permutes and
+  sums K outputs a token instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import grouped_mm_experts_forward as grouped_mm
+
+from expertweaver.errors import ArchitectureError, Problem
+from expertweaver.partition.budget import GROUPED_BLOCK
+from expertweaver.serving import INDEX_LOOP
+
+MIN_ROWS = 32
+"""Tokens an expert from which the loop in Python is the faster one."""
+
+
+def use_index_loop(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a loaded sparse model run its experts by this file's function, and store `down_proj` by columns.
+
+    Shapes, values and what `save_pretrained` writes stay as they are. For inference on CPU.
+
+    Raises:
+        ArchitectureError: The model has no experts of the kind that transformers lets be replaced.
+    """
+    modules = [module for module in model.modules() if _is_replaceable(module)]
+    if not modules:
+        expected = "stock experts with gate_up_proj [E, 2I, H] and down_proj [E, H, I], without biases"
+        fix = "Use it on a converted model in a stock format, loaded by transformers."
+        raise ArchitectureError(Problem(type(model).__name__, expected, "none", fix))
+    ALL_EXPERTS_FUNCTIONS.register(INDEX_LOOP, index_loop)
+    model.set_experts_implementation(INDEX_LOOP)
+    for module in modules:
+        store_by_columns(module)
+    return model
+
+
+def leave_index_loop(model: PreTrainedModel, implementation: str) -> None:
+    """Go back to another implementation, and to `down_proj` stored by rows."""
+    model.set_experts_implementation(implementation)
+    for module in model.modules():
+        if _is_replaceable(module):
+            store_by_rows(module)
+
+
+def _is_replaceable(module: nn.Module) -> bool:
+    plain = not any(getattr(module, name, False) for name in ("has_bias", "is_transposed", "has_post_expert_norm"))
+    return plain and getattr(module, "has_gate", False) and isinstance(getattr(module, "down_proj", None), Tensor)
+
+
+def store_by_columns(experts: Any) -> None:
+    """Reorder the memory of `down_proj` [E, H, I] so that it reads along H; a layer's copy is needed meanwhile."""
+    down = experts.down_proj
+    down.data = down.data.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def store_by_rows(experts: Any) -> None:
+    """Undo `store_by_columns`."""
+    experts.down_proj.data = experts.down_proj.data.contiguous()
+
+
+def index_loop(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Sum the chosen experts' outputs.
+
+    Args:
+        experts: A stock experts module: `gate_up_proj` [E, 2I, H], `down_proj` [E, H, I], `_apply_gate`.
+        hidden_states: [T, H].
+        top_k_index: Expert ids [T, K].
+        top_k_weights: Weight of each [T, K].
+    """
+    num_tokens, num_chosen = top_k_index.shape
+    if num_tokens == 1:
+        return _one_token(experts, hidden_states[0], top_k_index[0].tolist(), top_k_weights[0])[None]
+    fits = experts.down_proj.shape[2] % GROUPED_BLOCK == 0
+    if fits and num_tokens * num_chosen < MIN_ROWS * experts.num_experts:
+        return grouped_mm(experts, hidden_states, top_k_index, top_k_weights)
+    return _many_tokens(experts, hidden_states, top_k_index, top_k_weights)
+
+
+def _one_token(experts: Any, x: Tensor, expert_ids: list[int], weights: Tensor) -> Tensor:
+    parts = torch.stack([torch.mv(experts.gate_up_proj[expert], x) for expert in expert_ids])
+    active = (experts._apply_gate(parts) * weights[:, None]).to(x.dtype)
+    output = torch.zeros_like(x)
+    for expert, values in zip(expert_ids, active.unbind(0), strict=True):
+        output = output.addmv(experts.down_proj[expert], values)
+    return output
+
+
+def _many_tokens(experts: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    expert_ids = top_k_index.flatten()
+    order = expert_ids.argsort(stable=True)
+    tokens, weights = order // top_k_index.shape[1], top_k_weights.flatten()[order, None]
+    output, start = torch.zeros_like(x), 0
+    for expert, count in enumerate(torch.bincount(expert_ids, minlength=experts.num_experts).tolist()):
+        if count == 0:
+            continue
+        part = slice(start, start + count)
+        start += count
+        active = experts._apply_gate(nn.functional.linear(x[tokens[part]], experts.gate_up_proj[expert]))
+        active = (active * weights[part]).to(x.dtype)
+        output.index_add_(0, tokens[part], nn.functional.linear(active, experts.down_proj[expert]))
+    return output
