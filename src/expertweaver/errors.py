@@ -2,7 +2,7 @@
 
 The classes also derive from the nearest builtin, so that `except ValueError` and `except OSError` keep
 working. Exit codes of the command line: 0 ok, 2 recipe or usage, 3 input unusable, 4 verification failed,
-130 stopped by the user, 1 a bug.
+130 stopped by the user, 143 ended by SIGTERM, 1 a bug.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ import typer
 from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 CONTINUABLE = "stopped; repeat the same command to continue where it was"
 PIPED_WIDTH = 120
 
@@ -73,20 +75,42 @@ def print_pairs(rows: Mapping[str, Any]) -> None:
         typer.echo(f"{name:<{width}}  {value}")
 
 
+class Terminated(KeyboardInterrupt):
+    """Somebody, often a queueing system, asked the process to end: the same as Ctrl-C with another exit code."""
+
+
+@contextmanager
+def _termination_heard() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that an interrupted run closes what it has open and says what to do."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
     """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
     try:
-        yield
+        with _termination_heard():
+            yield
     except ExpertWeaverError as error:
         if as_json:
             problems = [vars(problem) for problem in error.problems]
             print_json({"error": type(error).__name__, "problems": problems})
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(when_stopped, err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
 
 
 def quiet_libraries() -> None:
