@@ -70,8 +70,13 @@ class VerificationError(ExpertWeaverError, RuntimeError):
     exit_code = 4
 
 
+def shortened(text: str, limit: int = 500) -> str:
+    """A text for a message: its beginning, and how much more there is."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
+
+
 def listed(names: Iterable[str], limit: int = 12) -> str:
     """Names for a message: the first few, and how many more there are."""
     everything = list(names)
     more = len(everything) - limit
-    return ", ".join(everything[:limit]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(shortened(name, 200) for name in everything[:limit]) + (f" and {more} more" if more > 0 else "")

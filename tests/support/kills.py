@@ -33,6 +33,18 @@ NAMING = ("rename", "replace", "unlink", "rmdir", "mkdir")
 
 def start(arguments: list[str], log: Path, hook: Hook = lambda: None) -> int:
     """Fork a process in a group of its own that runs `expertweaver` with these arguments; returns its id."""
+
+    def work() -> None:
+        from expertweaver.cli.app import app
+
+        hook()
+        app(arguments)
+
+    return fork(work, log)
+
+
+def fork(work: Callable[[], object], log: Path) -> int:
+    """Fork a process in a group of its own that does this and ends; what it prints goes to a file."""
     process = os.fork()
     if process:
         return process
@@ -43,10 +55,8 @@ def start(arguments: list[str], log: Path, hook: Hook = lambda: None) -> int:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
         sys.stdout = sys.stderr = stream
-        hook()
-        from expertweaver.cli.app import app
-
-        app(arguments)
+        work()
+        code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:  # noqa: BLE001 (a child must never return into its parent's code)

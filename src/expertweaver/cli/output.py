@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -55,7 +55,12 @@ class ConsoleProgress(Progress):
 
 def print_json(values: Any) -> None:
     """Print JSON, and nothing else, to standard output."""
-    typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+
+
+def printable(text: str) -> str:
+    """A message as it may go to a terminal: characters that would steer it, or that no terminal has, spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def print_table(table: Any) -> None:
@@ -75,42 +80,54 @@ def print_pairs(rows: Mapping[str, Any]) -> None:
         typer.echo(f"{name:<{width}}  {value}")
 
 
-class Terminated(KeyboardInterrupt):
-    """Somebody, often a queueing system, asked the process to end: the same as Ctrl-C with another exit code."""
-
-
 @contextmanager
-def _termination_heard() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that an interrupted run closes what it has open and says what to do."""
+def _stops_heard() -> Iterator[dict[int, int]]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, so that a run closes what it has open; yields what was heard.
+
+    What was heard is kept beside the exception, because code below Python sometimes makes another one of it.
+    """
+    heard: dict[int, int] = {}
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
+        yield heard
         return
 
     def stop(number: int, frame: Any) -> None:
-        raise Terminated
+        heard.setdefault(number, INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield heard
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
     """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
-    try:
-        with _termination_heard():
+    with _stops_heard() as heard:
+        try:
             yield
-    except ExpertWeaverError as error:
-        if as_json:
-            problems = [vars(problem) for problem in error.problems]
-            print_json({"error": type(error).__name__, "problems": problems})
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt as stop:
-        typer.echo(when_stopped, err=True)
-        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+        except ExpertWeaverError as error:
+            if heard:
+                _stop(when_stopped, heard)
+            if as_json:
+                problems = [vars(problem) for problem in error.problems]
+                print_json({"error": type(error).__name__, "problems": problems})
+            typer.echo(printable(f"{type(error).__name__}: {error}"), err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _stop(when_stopped, heard)
+        except Exception:
+            if not heard:
+                raise
+            _stop(when_stopped, heard)
+
+
+def _stop(message: str, heard: Mapping[int, int]) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(next(iter(heard.values()), INTERRUPTED))
 
 
 def quiet_libraries() -> None:

@@ -14,7 +14,7 @@ from expertweaver.dense.accounting import Origin, account, check_shapes, expecte
 from expertweaver.dense.family import Dims, Family, check_num_layers, find_family, read_dims
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import ModelFolder, find_model
-from expertweaver.errors import ArchitectureError, CheckpointError, Problem
+from expertweaver.errors import ArchitectureError, CheckpointError, Problem, shortened
 from expertweaver.modeling.values import GLUWeights
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def open_dense(name: str) -> DenseModel:
         ArchitectureError: A kind of model that cannot be converted, with the reason.
     """
     folder = find_model(name)
-    raw = _read_config(folder.path)
+    raw = _read_object(folder.path / "config.json")
+    if (folder.path / "generation_config.json").exists():
+        _read_object(folder.path / "generation_config.json")  # it is copied, and must not break the result
     where = str(folder.path / "config.json")
     family = find_family(str(raw.get("model_type")), where)
     check_num_layers(raw, where)
@@ -110,16 +112,31 @@ def open_dense(name: str) -> DenseModel:
     origins = expected_origins(family, dims, config)
     dropped = account(reader, origins, family)
     check_shapes(reader, family, dims, origins)
+    _check_buildable(config, where)
     return DenseModel(folder, family, dims, config, reader, origins, dropped)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def _check_buildable(config: Mapping[str, Any], where: str) -> None:
+    """Build one layer without weights, so that values that the stock class stumbles over are known now."""
+    from expertweaver.dense.runner import meta_model, rotary_of
+
+    values = {**config, "num_hidden_layers": 1}
+    if isinstance(values.get("layer_types"), list):
+        values["layer_types"] = values["layer_types"][:1]
+    try:
+        rotary_of(meta_model(values))
+    except Exception as error:  # a foreign configuration in a library with many error classes
+        found = f"{type(error).__name__}: {shortened(str(error))}"
+        fix = "Repair the config.json or download the model again."
+        raise CheckpointError(Problem(where, "values that transformers can build a layer of", found, fix)) from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
     fix = "Give the folder that save_pretrained wrote."
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(Problem(str(file), "a model's config.json", str(error), fix)) from error
+        raise CheckpointError(Problem(str(file), f"a model's {file.name}", str(error), fix)) from error
     if not isinstance(config, dict):
         raise CheckpointError(Problem(str(file), "a JSON object", type(config).__name__, fix))
     return config
@@ -132,7 +149,7 @@ def _complete_config(folder: Path) -> dict[str, Any]:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).to_dict()
     except Exception as error:  # validation of a foreign file by a library with many error classes
-        found = f"{type(error).__name__}: {error}"
+        found = f"{type(error).__name__}: {shortened(str(error))}"
         fix = "Repair the config.json or download the model again."
         raise CheckpointError(Problem(str(folder / "config.json"), "a valid configuration", found, fix)) from error
 
@@ -143,7 +160,12 @@ def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: s
         fix = "Convert the unquantised model, and quantise the result."
         problems.append(Problem(where, "unquantised weights", "a quantization_config", fix))
     window = config.get("sliding_window")
-    if window is not None and window < dims.max_position_embeddings:
+    if window is not None and not isinstance(window, int):
+        fix = "Repair the config.json or download the model again."
+        problems.append(
+            Problem(f"{where}: sliding_window", "a number of tokens, or none", shortened(repr(window)), fix)
+        )
+    elif window is not None and window < dims.max_position_embeddings:
         fix = "Use a version of the model without a window: no stock MoE format can say it."
         found = f"a sliding window of {window} in a context of {dims.max_position_embeddings}"
         problems.append(Problem(where, "full attention in every layer", found, fix))
