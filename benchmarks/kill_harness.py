@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -153,6 +153,8 @@ def _one_run(
         summary.resumes += hit > 0
         if attempt.code == 0:
             break
+        if attempt.phase == "published" and result_of(out) == before:
+            attempt = replace(attempt, phase="nothing written")
         if kill is None or not _was_killed(attempt, kill, summary):
             if not _is_done(attempt, out):
                 summary.odd_endings.append(f"{place.name}: exit code {attempt.code}: {attempt.output[-1500:]}")
