@@ -148,4 +148,4 @@ def test_the_plan_states_the_space_for_the_result_and_for_the_run(bench: Bench) 
     assert values["output_bytes"] + values["record_bytes"] >= written
     assert values["scratch_bytes"] > 0
     text = run("plan", bench.source, "--num-slices", "8").stdout
-    assert "while converting" in text
+    assert "MB meanwhile" in text

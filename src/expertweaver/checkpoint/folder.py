@@ -73,10 +73,12 @@ class OutputFolder:
         failure = _system_error(error)
         unusable = failure is not None and failure.errno in DISK_UNUSABLE
         is_kept = self.is_verified or self._has_work_to_continue(error)
-        if (isinstance(error, ExpertWeaverError) or unusable) and not is_kept:
-            self._discard()
-        if self.lock is not None:
-            self.lock.close()
+        try:
+            if (isinstance(error, ExpertWeaverError) or unusable) and not is_kept:
+                self._discard()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
         if failure is not None and unusable:
             raise _write_error(self.partial, failure, is_kept=is_kept) from error
 
