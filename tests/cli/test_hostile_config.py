@@ -75,6 +75,7 @@ VALUES = (
 )
 LAYERS = (
     refused_layer("dtype", 3, "is_floating_point"),
+    refused_layer("hidden_act", "silu; rm -rf", "silu; rm -rf"),
     refused_layer("pad_token_id", 96, "Padding_idx"),
     refused_layer("pad_token_id", 10**9, "Padding_idx"),
     refused_layer("rope_scaling", {"type": "linear", "factor": None}, "unsupported operand"),
@@ -101,12 +102,6 @@ OTHERS = (
             error="ArchitectureError",
         )
         for value in (None, [], {}, "", "../x", 3, "<b>", "LLAMA")
-    ),
-    Case(
-        "an activation that is a command",
-        Complaint("dense", "hidden_act silu", "'silu; rm -rf'", "hard-code silu"),
-        config(hidden_act="silu; rm -rf"),
-        error="ArchitectureError",
     ),
     Case(
         "eps not a number",
@@ -257,6 +252,6 @@ def test_what_a_model_says_of_itself_is_escaped_wherever_html_is_written(bench: 
     reading = read(page)
     assert hostile not in page
     assert not [element for element in reading.all("img") if "onerror" in element.attributes]
-    assert any(hostile in element.text for element in reading.all("td")), "the domain is not in the report at all"
+    assert any(hostile in element.text for element in reading.elements), "the domain is not in the report at all"
     card = (bench.out / "README.md").read_text("utf-8")
     assert "# &lt;img src=x onerror=alert(2)&gt;" in card

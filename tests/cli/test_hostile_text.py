@@ -45,7 +45,7 @@ ENCODINGS = (
     bad_rows("UTF-16", (GOOD * 9).encode("utf-16"), "UTF-8 text", "byte 0xff at offset 0", UTF8),
     bad_rows("UTF-16 without a mark", (GOOD * 9).encode("utf-16-le"), "a JSON object", "invalid JSON", A_LINE),
     bad_rows("UTF-32", (GOOD * 9).encode("utf-32"), "UTF-8 text", "byte 0xff", UTF8),
-    bad_rows("Latin-1 in the third line", (GOOD * 2).encode() + b'{"text": "\xe9"}', "UTF-8", "at offset 186", UTF8),
+    bad_rows("Latin-1 in the third line", (GOOD * 2).encode() + b'{"text": "\xe9"}', "UTF-8", "at offset 192", UTF8),
     bad_rows("half a character at the end", b'{"text": "\xc3', "UTF-8 text", "byte 0xc3", UTF8),
     bad_rows("an encoded surrogate", b'{"text": "\xed\xa0\x80"}', "UTF-8 text", "byte 0xed", UTF8),
     bad_rows("gzip", b"\x1f\x8b\x08" + bytes(range(128, 256)), "UTF-8 text", "byte 0x8b", UTF8),
