@@ -125,15 +125,33 @@ def test_any_json_for_an_index(value: Any) -> None:
         read_all(folder)
 
 
+NAMES = st.sampled_from(["x", "y", "x" * 5000]) | st.text(max_size=20)
+
+
 @fuzz
-@given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.sampled_from(["x", "y"]) | st.text(max_size=300)))
-def test_an_index_of_any_names(weight_map: dict[str, str]) -> None:
-    other = {"d": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}
+@given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), NAMES), st.sampled_from(["a", "d"]))
+def test_an_index_of_any_names(weight_map: dict[str, str], name: str) -> None:
+    other = {name: {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}
     index = json.dumps({"weight_map": weight_map}).encode()
     first, second = packed(json.dumps(HEADER).encode()), packed(json.dumps(other).encode(), bytes(2))
     with folder_with(index=index, x=first, y=second) as folder:
         found = read_all(folder)
         assert not found or set(found) == set(weight_map), "a tensor was dropped, or made up"
+
+
+@fuzz
+@given(st.binary(min_size=len(DATA), max_size=len(DATA)))
+def test_any_numbers_in_a_good_file(data: bytes) -> None:
+    with folder_with(weights=packed(json.dumps(HEADER).encode(), data)) as folder:
+        found = read_all(folder)
+        assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+
+
+@fuzz
+@given(st.lists(st.sampled_from(["x.safetensors", "pytorch_model.bin", "model.pt", "notes.txt"]), unique=True))
+def test_a_folder_without_weights_that_are_read(names: list[str]) -> None:
+    with folder_with(**dict.fromkeys(names, b"")) as folder:
+        assert read_all(folder) == {}
 
 
 @fuzz

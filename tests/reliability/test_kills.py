@@ -108,22 +108,37 @@ def test_killed_around_the_two_renames_of_a_replacement(
     assert ("only its traces were left" in output) == (number == 2 and after)
 
 
-@pytest.mark.parametrize("name", ["unlink", "rmdir"])
-def test_killed_while_the_traces_are_removed(workplace: Workplace, whole: dict[str, str], out: Path, name: str) -> None:
+def kill_after_publication(workplace: Workplace, out: Path, name: str, *, after: bool) -> None:
+    """Kill a run at the first such call that it makes once OUT has its name."""
+
     def install() -> None:
         rename = os.rename
 
         def armed(source: Path, target: Path) -> None:
             rename(source, target)
             if target == out:
-                at_call((name,), 1, kill_group(KILL), after=True)()
+                at_call((name,), 1, kill_group(KILL), after=after)()
 
         os.rename = armed
 
     attempt = workplace.attempt(workplace.arguments(out, "weave"), out, Kill(KILL, "call", install))
     assert attempt.code == -KILL, attempt.output
     assert (out / ".scratch").exists()
+
+
+def test_killed_while_the_traces_are_removed(workplace: Workplace, whole: dict[str, str], out: Path) -> None:
+    kill_after_publication(workplace, out, "unlink", after=True)
     assert "only its traces were left" in finish(workplace, out, whole)
+
+
+def test_killed_before_the_last_trace_is_removed(workplace: Workplace, whole: dict[str, str], out: Path) -> None:
+    """Without the journal nobody knows whose result it is: the trace goes, and it is a model like any other."""
+    kill_after_publication(workplace, out, "rmdir", after=False)
+    attempt = workplace.attempt(workplace.arguments(out, "weave"), out)
+    assert attempt.code == 3
+    assert "expected a name that is free" in attempt.output
+    assert differences(result_of(out), whole) == []
+    assert not (out / ".scratch").exists()
 
 
 def test_of_two_at_once_the_second_is_refused_and_the_first_is_not_disturbed(
