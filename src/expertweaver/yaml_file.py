@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from expertweaver.errors import Problem, RecipeError
 
@@ -51,7 +52,7 @@ class _StrictLoader(yaml.SafeLoader):
         """Refuse aliases: a few lines of them stand for more values than any memory holds."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias; write the value out", mark)
+            raise ComposerError(None, None, "an alias; write the value out", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
