@@ -21,7 +21,7 @@ from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
 from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder, write_text
-from expertweaver.checkpoint.identity import package_versions, source_identity
+from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.checkpoint.verify import Verification, verify
@@ -79,6 +79,9 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
     clock.lap("prepare")
     source = todo.dense.folder.path
     with OutputFolder(Path(out), _identity(todo, calibration), overwrite=overwrite, source=source) as folder:
+        if folder.published:
+            progress.note(f"an earlier run of this request had finished {out}; only its traces were left to remove")
+            return _finished(Path(out))
         if folder.resumed:
             progress.note(f"continuing the run that was begun in {folder.partial}")
         statistics = _profile(todo, calibration, folder.scratch, progress)
@@ -103,6 +106,14 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         manifest = _finish_record(todo, manifest, verification, quality, clock.seconds, folder.partial)
         folder.publish()
     return Conversion(Path(out), manifest, verification, clock.seconds)
+
+
+def _finished(out: Path) -> Conversion:
+    """What an earlier run recorded of the conversion that it published."""
+    manifest, run = (
+        json.loads((out / RECORD_FOLDER / name).read_text("utf-8")) for name in ("manifest.json", "run.json")
+    )
+    return Conversion(out, manifest, Verification(**run["verification"]), run["seconds"])
 
 
 def calibration_set(todo: Plan) -> CalibrationSet:
@@ -152,6 +163,7 @@ def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
         **source_identity(todo.dense),
         "calibration": calibration.fingerprint,
         "versions": package_versions(),
+        "code": code_fingerprint(),
     }
 
 

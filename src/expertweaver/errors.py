@@ -2,7 +2,7 @@
 
 The classes also derive from the nearest builtin, so that `except ValueError` and `except OSError` keep
 working. Exit codes of the command line: 0 ok, 2 recipe or usage, 3 input unusable, 4 verification failed,
-130 stopped by the user, 1 a bug.
+130 stopped by the user, 143 ended by SIGTERM, 1 a bug.
 """
 
 from __future__ import annotations
@@ -70,8 +70,13 @@ class VerificationError(ExpertWeaverError, RuntimeError):
     exit_code = 4
 
 
+def shortened(text: str, limit: int = 500) -> str:
+    """A text for a message: its beginning, and how much more there is."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
+
+
 def listed(names: Iterable[str], limit: int = 12) -> str:
     """Names for a message: the first few, and how many more there are."""
     everything = list(names)
     more = len(everything) - limit
-    return ", ".join(everything[:limit]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(shortened(name, 200) for name in everything[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -25,6 +25,9 @@ T = TypeVar("T")
 TOKENS_PER_NEURON = 8
 """Calibration tokens a neuron that the least-squares repair wants."""
 
+RECORD_BYTES = 8_000_000
+"""Room for what lies beside the weights: the report with its figures, the record, the tokenizer."""
+
 STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -43,7 +46,7 @@ class Plan:
         sequence_length: Tokens a sample has at most, after the model's own limit.
         max_num_params: Parameters of the result at most (the router's size depends on the shared share).
         max_num_active_params: Parameters used per token at most.
-        output_bytes: Size of the weights on disk, at most.
+        output_bytes: Size of the weights on disk, at most; RECORD_BYTES come on top.
         memory_bytes: Estimated peak memory.
         scratch_bytes: Disk space that the unfinished run needs beside the weights.
         seconds: Estimated time of each part, from the speed of products measured just now; None if not measured.
@@ -102,6 +105,7 @@ class Plan:
             "max_calibration_tokens": self.calibration_tokens,
             "sequence_length": self.sequence_length,
             "output_bytes": self.output_bytes,
+            "record_bytes": RECORD_BYTES,
             "memory_bytes": self.memory_bytes,
             "scratch_bytes": self.scratch_bytes,
             "seconds": None if self.seconds is None else dict(self.seconds),
@@ -133,7 +137,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
     needs = Needs(dense, recipe, budget, tokens)
     if out is not None:
-        check_space(out, output_bytes + needs.scratch_bytes())
+        check_space(out, output_bytes + RECORD_BYTES + needs.scratch_bytes())
     seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
     warnings = (*choice.notes, *_warnings(recipe, dense, budget, length, dtype))
     return Plan(

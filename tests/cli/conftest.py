@@ -1,19 +1,5 @@
-"""A fresh bench for every test, copied from one that is made once."""
+"""A fresh bench for every test."""
 
-from __future__ import annotations
+from support.benches import bench, template
 
-import shutil
-from pathlib import Path
-
-import pytest
-from support.commands import Bench, make_template
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_template(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def bench(template: Path, tmp_path: Path) -> Bench:
-    return Bench(shutil.copytree(template, tmp_path / "bench"))
+__all__ = ["bench", "template"]

@@ -260,7 +260,7 @@ FILES = (
     ),
     Case(
         "link that leaves the folder",
-        Complaint(HEAD_SHARD, "a file inside the model folder", "outside.safetensors", "beside its index"),
+        Complaint(HEAD_SHARD, "a file inside the model folder", "outside.safetensors", "Put the file itself"),
         link_out,
     ),
     Case(

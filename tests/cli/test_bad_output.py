@@ -235,24 +235,32 @@ DISK_ERRORS = (
 )
 
 
+WRITERS = ("calibration.statistics.save_file", "checkpoint.writer.write_shard", "checkpoint.finished.write_shard")
+
+
 @pytest.mark.parametrize("error", DISK_ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(
-    "writer", ["checkpoint.writer.write_shard", "checkpoint.finished.save_file", "conversion.write_text"]
-)
-def test_a_disk_that_fails_while_writing_leaves_nothing(
+@pytest.mark.parametrize("writer", [*WRITERS, "conversion.write_text"])
+def test_a_disk_that_fails_while_writing_costs_finished_work_only_where_there_is_none(
     error: Exception, writer: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         assert bench.partial.exists()
         raise error
 
-    monkeypatch.setattr(f"expertweaver.{writer}", fail)
     bench.earlier.rename(bench.out)
     before = hashes(bench.out)
+    is_kept = writer != WRITERS[0]
     reason = "Read-only file system" if "Read-only" in str(error) else "No space left on device"
-    refuse(bench, Complaint("sparse.partial", "a folder that can be written", reason, "Free space"), "--overwrite")
-    assert bench.ours == [bench.out.name]
+    fix = f"finished work is kept. Or remove {bench.partial}" if is_kept else "Free space or change the path"
+    with monkeypatch.context() as context:
+        context.setattr(f"expertweaver.{writer}", fail)
+        refuse(bench, Complaint("sparse.partial", "a folder that can be written", reason, fix), "--overwrite")
+    assert bench.ours == [bench.out.name, bench.partial.name][: 1 + is_kept]
     assert hashes(bench.out) == before
+    again = bench.convert("--overwrite")
+    assert again.exit_code == 0
+    assert ("continuing the run" in again.stderr) == is_kept
+    assert bench.ours == [bench.out.name]
 
 
 def test_space_for_hidden_states_is_taken_before_they_are_written(

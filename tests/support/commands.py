@@ -15,6 +15,7 @@ from support.models import tiny_llama
 from typer.testing import CliRunner, Result
 
 from expertweaver.cli.app import app
+from expertweaver.cli.output import printable
 
 NUM_SLICES = 8
 SETTINGS = {"calibration.sequence_length": 16, "calibration.num_samples": 16}
@@ -152,7 +153,7 @@ def refusal(result: Result, exit_code: int) -> tuple[str, list[dict[str, str]]]:
     for problem in problems:
         assert tuple(problem) == PARTS
         assert all(problem.values()), f"a part is empty: {problem}"
-        assert "{where}: expected {expected}, found {found}. {fix}".format(**problem) in result.stderr
+        assert printable("{where}: expected {expected}, found {found}. {fix}".format(**problem)) in result.stderr
     return answer["error"], problems
 
 

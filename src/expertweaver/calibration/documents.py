@@ -8,12 +8,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from expertweaver.errors import CalibrationError, Problem
+from expertweaver.errors import CalibrationError, Problem, shortened
 
 RenderMessages = Callable[[list[dict[str, Any]]], str]
 HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+MAX_DOCUMENT_BYTES = 64 << 20
+"""More in one document is a file of another kind, or a whole corpus; a tokenizer would need many times as much."""
+
+MAX_DOMAIN_LENGTH = 200
 FILE_TYPES = (".txt", ".jsonl", ".parquet")
 READABLE = "a .txt, .jsonl or .parquet file, a folder of such files, or a hub data set id like owner/name"
 
@@ -90,7 +94,7 @@ def _read_file(path: Path, render: RenderMessages | None) -> Iterator[Document]:
     if path.suffix == ".txt":
         yield _document({"text": _read_text(path)}, str(path), path.stem, render)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             if line.strip():
                 yield _document(_parse_row(line, f"{path}:{number}"), f"{path}:{number}", path.stem, render)
     elif path.suffix == ".parquet":
@@ -101,13 +105,42 @@ def _read_file(path: Path, render: RenderMessages | None) -> Iterator[Document]:
 
 
 def _read_text(path: Path) -> str:
+    """The whole file, with line ends as Python has them."""
+    [content] = list(_pieces(path, lambda stream: stream.read(MAX_DOCUMENT_BYTES + 1), only_one=True)) or [b""]
+    return _decoded(content, path, 0).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """One line after the other, so that neither a long file nor a long line is ever in memory."""
+    offset = 0
+    for line in _pieces(path, lambda stream: stream.readline(MAX_DOCUMENT_BYTES + 1)):
+        yield _decoded(line, path, offset)
+        offset += len(line)
+
+
+def _pieces(path: Path, read: Callable[[BinaryIO], bytes], *, only_one: bool = False) -> Iterator[bytes]:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise CalibrationError(Problem(str(path), "UTF-8 text", found, "Save the file as UTF-8.")) from error
+        with path.open("rb") as stream:
+            while piece := read(stream):
+                if len(piece) > MAX_DOCUMENT_BYTES:
+                    found = "one that goes on after it"
+                    fix = "Divide the text into documents, one JSON object a line."
+                    expected = f"documents of at most {MAX_DOCUMENT_BYTES >> 20} MiB"
+                    raise CalibrationError(Problem(str(path), expected, found, fix))
+                yield piece
+                if only_one:
+                    return
     except OSError as error:
         raise CalibrationError(Problem(str(path), "a readable file", str(error), "Check its permissions.")) from error
+
+
+def _decoded(content: bytes, path: Path, offset: int) -> str:
+    """UTF-8 text; the mark that some editors put at the beginning of a file is left out."""
+    try:
+        return content.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at offset {offset + error.start}"
+        raise CalibrationError(Problem(str(path), "UTF-8 text", found, "Save the file as UTF-8.")) from error
 
 
 def _parse_row(line: str, where: str) -> dict[str, Any]:
@@ -170,7 +203,23 @@ def _document(row: dict[str, Any], where: str, default_domain: str, render: Rend
     except UnicodeEncodeError as error:
         found = f"half a surrogate pair at character {error.start}"
         raise CalibrationError(Problem(where, "text of whole characters", found, "Remove it.")) from error
-    return Document(text, str(row.get("domain") or default_domain))
+    if "\0" in text:
+        found = f"a null character at {text.index(chr(0))}"
+        fix = "Save the file as UTF-8; null characters are a sign of UTF-16 or of no text at all."
+        raise CalibrationError(Problem(where, "text without null characters", found, fix))
+    return Document(text, _domain(row.get("domain"), where) or default_domain)
+
+
+def _domain(value: Any, where: str) -> str:
+    """A domain's name: it stands in tables and reports, so it is short and can be printed."""
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if name is None:
+        return ""
+    if not isinstance(name, str) or len(name) > MAX_DOMAIN_LENGTH or not name.isprintable():
+        expected = f"a 'domain' of at most {MAX_DOMAIN_LENGTH} printable characters"
+        found = ascii(name[:40]) if isinstance(name, str) else type(name).__name__
+        raise CalibrationError(Problem(where, expected, found, "Give a short name, or leave it out."))
+    return name
 
 
 def _render(messages: Any, where: str, render: RenderMessages | None) -> str:
@@ -180,7 +229,7 @@ def _render(messages: Any, where: str, render: RenderMessages | None) -> str:
     try:
         return render(messages)
     except Exception as error:  # a template is a program of the model's author and may raise anything
-        found = f"the chat template failed: {error}"
+        found = f"the chat template failed: {shortened(str(error))}"
         fix = "Give a list of {'role', 'content'} turns."
         raise CalibrationError(Problem(where, "messages that the chat template accepts", found, fix)) from error
 

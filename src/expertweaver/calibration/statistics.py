@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -170,6 +171,8 @@ class StatisticsFolder(Sequence[LayerStatistics]):
         partial = self._file(layer).with_suffix(".partial")
         tensors = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
         save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, partial)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
         partial.replace(self._file(layer))
 
     def _file(self, layer: int) -> Path:

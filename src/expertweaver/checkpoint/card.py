@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+MAX_CARD_BYTES = 1 << 20
+"""The header stands at the beginning of a card; a longer card is not read to its end."""
 
 
 def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | None) -> str:
@@ -22,7 +26,7 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
     sparsity = f"{100 * budget['mlp_sparsity']:g} %"
     parts = [
         f"---\n{yaml.safe_dump(card_metadata(manifest, source_folder), sort_keys=False, allow_unicode=True)}---",
-        f"# {Path(source['model']).name} as a sparse Mixture-of-Experts",
+        f"# {html.escape(Path(source['model']).name)} as a sparse Mixture-of-Experts",
         f"Converted from `{source['model']}` by [ExpertWeaver] {manifest['versions']['expertweaver']} with the method "
         f"`{manifest['method']}`, without training. Each token skips {sparsity} of every FFN (`mlp_sparsity` "
         f"{budget['mlp_sparsity']:g}); attention is untouched.",
@@ -83,10 +87,12 @@ def inherited_metadata(source_folder: Path) -> dict[str, Any]:
     card = source_folder / "README.md"
     if not card.is_file():
         return {}
-    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    with card.open("rb") as stream:
+        text = stream.read(MAX_CARD_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         header = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}  # a broken header of a foreign card inherits nothing; the card then says no licence
     return header if isinstance(header, dict) else {}
 

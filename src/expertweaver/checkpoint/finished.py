@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from expertweaver.checkpoint.folder import write_text
+from expertweaver.checkpoint.shards import write_shard
 from expertweaver.formats.base import DownScales, StoredLayer
 
 _TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias", "down")
@@ -49,7 +50,7 @@ class FinishedLayers(Sequence[StoredLayer]):
     def save(self, layer: int, stored: StoredLayer, record: dict[str, Any]) -> None:
         """Remember a layer whose shard is written; the record comes last and marks it complete."""
         tensors = {name: getattr(stored, name) for name in _TENSORS}
-        save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, self._tensors_file(layer))
+        write_shard(self._tensors_file(layer), {name: t for name, t in tensors.items() if t is not None})
         write_text(self._record_file(layer), json.dumps(record))
 
     def _record(self, layer: int) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +18,17 @@ from typing import IO, Any
 from expertweaver.errors import CheckpointError, ExpertWeaverError, Problem
 
 JOURNAL = "journal.json"
+SCRATCH = ".scratch"
+LOCK = "lock"
 DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class OutputFolder:
     """A folder that appears under its name only when it is complete.
 
-    As a context manager: an input error removes OUT.partial; a crash or a stop keeps it, and the same request
-    continues from there (`resumed` says so). Publishing is the caller's last step.
+    As a context manager: an input error removes OUT.partial; a crash, a stop or a disk that is full keeps it, and the
+    same request continues from there (`resumed` says so). Publishing is the caller's last step. A run that was killed
+    after it had published only has its traces removed (`published` says so).
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool, source: Path) -> None:
@@ -41,19 +45,20 @@ class OutputFolder:
         """
         self.out = out
         self.partial = partial_folder(out)
-        self.scratch = self.partial / ".scratch"
-        self.identity = dict(identity)
-        self.overwrite = overwrite
+        self.scratch = self.partial / SCRATCH
+        self.identity = json.loads(json.dumps(identity))
+        self.overwrite, self.source = overwrite, source
         self.lock: IO[str] | None = None
+        self.is_verified = False
         self.resumed = (self.scratch / JOURNAL).exists()
+        self.published = False
         check_target(out, overwrite=overwrite, source=source)
 
     def __enter__(self) -> OutputFolder:
         try:
-            self._refuse_foreign()
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            self.lock = take_lock(self.scratch / "lock", self.partial)
-            self._check_journal()
+            self._finish_publication()
+            if not self.published:
+                self._take()
         except OSError as error:
             if self.lock is not None:
                 self.lock.close()
@@ -67,29 +72,83 @@ class OutputFolder:
     ) -> None:
         failure = _system_error(error)
         unusable = failure is not None and failure.errno in DISK_UNUSABLE
-        if isinstance(error, ExpertWeaverError) or unusable:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        if self.lock is not None:
-            self.lock.close()
+        is_kept = self.is_verified or self._has_work_to_continue(error)
+        try:
+            if (isinstance(error, ExpertWeaverError) or unusable) and not is_kept:
+                self._discard()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
         if failure is not None and unusable:
-            raise _write_error(self.partial, failure) from error
+            raise _write_error(self.partial, failure, is_kept=is_kept) from error
 
     def publish(self) -> None:
-        """Give the finished folder its name; a folder it replaces is removed only afterwards."""
+        """Give the finished folder its name; a folder it replaces is removed only afterwards.
+
+        Raises:
+            CheckpointError: Something has taken the name since the start; the finished OUT.partial stays.
+        """
+        self.is_verified = True
+        check_target(self.out, overwrite=self.overwrite, source=self.source)
         if not self.out.exists():
             self.partial.rename(self.out)
-            shutil.rmtree(self.out / self.scratch.name)
-            return
-        aside = Path(tempfile.mkdtemp(prefix=f"{self.out.name}.old-", dir=self.out.parent))
-        self.out.rename(aside / self.out.name)
+        else:
+            self._replace()
+        _remove_traces(self.out, _aside(self.out, self.identity))
+
+    def _replace(self) -> None:
+        aside = _aside(self.out, self.identity)
+        self.out.rename(aside)
         try:
             self.partial.rename(self.out)
-        except OSError:
-            (aside / self.out.name).rename(self.out)
-            aside.rmdir()
+        except BaseException:
+            if not self.out.exists():
+                aside.rename(self.out)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(self.out / self.scratch.name)
+
+    def _take(self) -> None:
+        """Lock OUT.partial, and make it that of this request."""
+        self._refuse_foreign()
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.lock = take_lock(self.scratch / LOCK, self.partial)
+        self._check_journal()
+        aside = _aside(self.out, self.identity)
+        if aside.exists() and not self.out.exists():  # killed between the two renames of a replacement
+            aside.rename(self.out)
+        try:  # another run may have published since the first look
+            check_target(self.out, overwrite=self.overwrite, source=self.source)
+        except CheckpointError:
+            if not self.resumed:
+                self._discard()
+            raise
+
+    def _finish_publication(self) -> None:
+        """Remove the traces of a run that was killed after it had published; `published` if it was this request."""
+        if not _is_untidy(self.out):
+            return
+        journal = self.out / SCRATCH / JOURNAL
+        before = _read_journal(journal) if journal.exists() else None
+        lock = take_lock(self.out / SCRATCH / LOCK, self.out)
+        _remove_traces(self.out, _aside(self.out, before))
+        lock.close()
+        self.published = before == self.identity
+        if not self.published:
+            check_target(self.out, overwrite=self.overwrite, source=self.source)
+
+    def _has_work_to_continue(self, error: BaseException | None) -> bool:
+        """Whether the machine failed and not the input, and there are finished layers or statistics to go on from."""
+        cause = error.__cause__ if isinstance(error, ExpertWeaverError) else error
+        finished = (file for file in self.scratch.rglob("layer-*") if file.suffix in (".json", ".safetensors"))
+        return _system_error(cause) is not None and any(finished)
+
+    def _discard(self) -> None:
+        """Remove OUT.partial; without its journal, what a kill leaves of it is never taken for finished work."""
+        with contextlib.suppress(OSError):
+            (self.scratch / JOURNAL).unlink(missing_ok=True)
+            self._clear_leftovers()
+            (self.scratch / LOCK).unlink(missing_ok=True)
+            self.scratch.rmdir()
+            self.partial.rmdir()
 
     def _refuse_foreign(self) -> None:
         """A folder that happens to be called OUT.partial is not ours to build in, to publish or to remove."""
@@ -100,11 +159,8 @@ class OutputFolder:
 
     def _clear_leftovers(self) -> None:
         """Without a journal nobody knows whose layers these are: the removal of an earlier run was interrupted."""
-        for entry in [*self.partial.iterdir(), *self.scratch.iterdir()]:
-            if entry.is_dir() and entry != self.scratch:
-                shutil.rmtree(entry)
-            elif entry.is_file() and entry.name != "lock":
-                entry.unlink()
+        for folder in (self.partial, self.scratch):
+            _empty(folder, keep=(SCRATCH, LOCK))
 
     def _check_journal(self) -> None:
         file = self.scratch / JOURNAL
@@ -112,21 +168,57 @@ class OutputFolder:
             self._clear_leftovers()
             write_text(file, json.dumps(self.identity, indent=2, sort_keys=True))
             return
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            fix = f"Remove {self.partial} to start anew."
-            raise CheckpointError(Problem(str(file), "the record of an unfinished run", str(error), fix)) from error
-        now = json.loads(json.dumps(self.identity))
-        if before != now:
+        before = _read_journal(file)
+        if before != self.identity:
             where = str(self.partial)
             fix = f"Repeat the earlier request to continue it, or remove {self.partial} to start anew."
             raise CheckpointError(
                 *(
                     Problem(f"{where}: {key}", f"{a!r}, as begun", f"{b!r}", fix)
-                    for key, a, b in differences(before, now)
+                    for key, a, b in differences(before, self.identity)
                 )
             )
+
+
+def _read_journal(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        fix = f"Remove {file.parent.parent} to start anew."
+        raise CheckpointError(Problem(str(file), "the record of an unfinished run", str(error), fix)) from error
+
+
+def _aside(out: Path, identity: Any) -> Path:
+    """Where a replaced folder waits until the new one has its name: known to whoever continues this request."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return out.with_name(f"{out.name}.old-{digest[:12]}")
+
+
+def _is_untidy(out: Path) -> bool:
+    """Whether a run published this folder and was killed before it had removed its own traces."""
+    scratch = out / SCRATCH
+    if not scratch.is_dir() or not (out / "expertweaver" / "manifest.json").is_file():
+        return False
+    return (scratch / JOURNAL).exists() or not any(scratch.iterdir())
+
+
+def _remove_traces(out: Path, aside: Path) -> None:
+    """Remove what a publication leaves: the replaced folder and the scratch folder, the journal last."""
+    shutil.rmtree(aside, ignore_errors=True)
+    scratch = out / SCRATCH
+    _empty(scratch, keep=(JOURNAL,))
+    (scratch / JOURNAL).unlink(missing_ok=True)
+    scratch.rmdir()
+
+
+def _empty(folder: Path, *, keep: tuple[str, ...]) -> None:
+    for entry in folder.iterdir():
+        if entry.name in keep:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def take_lock(file: Path, folder: Path) -> IO[str]:
@@ -142,6 +234,10 @@ def take_lock(file: Path, folder: Path) -> IO[str]:
         lock.close()
         fix = "Wait for the other run, or choose another output folder."
         raise CheckpointError(Problem(str(folder), "no other run", "one that is writing it", fix)) from error
+    if not file.exists() or not os.path.samestat(file.stat(), os.fstat(lock.fileno())):
+        lock.close()
+        fix = "Look at what it left, and repeat the command."
+        raise CheckpointError(Problem(str(folder), "no other run", "one that ended this moment", fix))
     return lock
 
 
@@ -153,7 +249,7 @@ def partial_folder(out: Path) -> Path:
 def check_target(out: Path, *, overwrite: bool, source: Path) -> None:
     """Refuse an output folder that exists (unless it may be replaced), would destroy the source or cannot be made."""
     check_apart(out, source)
-    taken = out.exists() or out.is_symlink()
+    taken = (out.exists() or out.is_symlink()) and not _is_untidy(out)
     if taken and not overwrite:
         found = "a folder or file of this name"
         fix = "Choose another name, or pass --overwrite to replace it once the new one is verified."
@@ -234,6 +330,9 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
-def _write_error(where: Path, error: OSError) -> CheckpointError:
+def _write_error(where: Path, error: OSError, *, is_kept: bool = False) -> CheckpointError:
     found = f"{error.strerror or error}"
-    return CheckpointError(Problem(str(where), "a folder that can be written", found, "Free space or change the path."))
+    fix = "Free space or change the path."
+    if is_kept:
+        fix = f"Free space and repeat the command: finished work is kept. Or remove {where}."
+    return CheckpointError(Problem(str(where), "a folder that can be written", found, fix))

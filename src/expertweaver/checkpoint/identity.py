@@ -7,10 +7,15 @@ import json
 from typing import Any
 
 from expertweaver.dense.model import DenseModel
+from expertweaver.registry import PACKAGE_FOLDER
 
 
 def source_identity(dense: DenseModel) -> dict[str, Any]:
-    """Fingerprints of a model; weights that were written anew are others, even of the same shapes."""
+    """Fingerprints of a model: its headers and configuration, and size and time of every weight file.
+
+    Weights that were written anew are others, even of the same shapes. Hashing all weights would take minutes for a
+    large model; a file changed in place, with its time set back, is left to the verification, which compares bits.
+    """
     files = sorted({info.file for info in dense.reader.tensors.values()})
     return {
         "source": dense.reader.fingerprint,
@@ -27,3 +32,11 @@ def package_versions() -> dict[str, str]:
     from expertweaver import __version__
 
     return {"expertweaver": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def code_fingerprint() -> str:
+    """SHA-256 over the package's own code: its version number does not tell a changed working copy."""
+    digest = hashlib.sha256()
+    for file in sorted(file for suffix in ("*.py", "*.yaml") for file in PACKAGE_FOLDER.rglob(suffix)):
+        digest.update(f"{file.relative_to(PACKAGE_FOLDER)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

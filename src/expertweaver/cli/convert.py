@@ -144,7 +144,8 @@ def _print_plan(request: Any, out: Path | None, *, overwrite: bool, as_json: boo
             "method, format": f"{values['method']}, {values['format']} in {values['dtype']}",
             "calibration": f"at most {values['max_calibration_tokens']:,} tokens of "
             + ", ".join(values["calibration_paths"]),
-            "disk": f"{values['output_bytes'] / 1e6:,.1f} MB, and {values['scratch_bytes'] / 1e6:,.1f} MB meanwhile",
+            "disk": f"{(values['output_bytes'] + values['record_bytes']) / 1e6:,.1f} MB, and "
+            f"{values['scratch_bytes'] / 1e6:,.1f} MB meanwhile",
             "memory": f"about {values['memory_bytes'] / 1e6:,.0f} MB",
             "time": _time(values["seconds"]),
             "warnings": "; ".join(values["warnings"]) or "none",

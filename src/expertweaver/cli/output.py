@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 CONTINUABLE = "stopped; repeat the same command to continue where it was"
 PIPED_WIDTH = 120
 
@@ -53,7 +55,12 @@ class ConsoleProgress(Progress):
 
 def print_json(values: Any) -> None:
     """Print JSON, and nothing else, to standard output."""
-    typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+
+
+def printable(text: str) -> str:
+    """A message as it may go to a terminal: characters that would steer it, or that no terminal has, spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def print_table(table: Any) -> None:
@@ -74,19 +81,53 @@ def print_pairs(rows: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def _stops_heard() -> Iterator[dict[int, int]]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, so that a run closes what it has open; yields what was heard.
+
+    What was heard is kept beside the exception, because code below Python sometimes makes another one of it.
+    """
+    heard: dict[int, int] = {}
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield heard
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        heard.setdefault(number, INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
     """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except ExpertWeaverError as error:
-        if as_json:
-            problems = [vars(problem) for problem in error.problems]
-            print_json({"error": type(error).__name__, "problems": problems})
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo(when_stopped, err=True)
-        sys.exit(INTERRUPTED)
+    with _stops_heard() as heard:
+        try:
+            yield
+        except ExpertWeaverError as error:
+            if heard:
+                _stop(when_stopped, heard)
+            if as_json:
+                problems = [vars(problem) for problem in error.problems]
+                print_json({"error": type(error).__name__, "problems": problems})
+            typer.echo(printable(f"{type(error).__name__}: {error}"), err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _stop(when_stopped, heard)
+        except Exception:
+            if not heard:
+                raise
+            _stop(when_stopped, heard)
+
+
+def _stop(message: str, heard: Mapping[int, int]) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(next(iter(heard.values()), INTERRUPTED))
 
 
 def quiet_libraries() -> None:

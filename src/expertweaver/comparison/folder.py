@@ -157,7 +157,9 @@ def slug(method: str, mlp_sparsity: float, seed: int | None) -> str:
 
 
 def _is_ours(out: Path) -> bool:
-    return out.is_dir() and ((out / JOURNAL).exists() or all(entry.name == ".scratch" for entry in out.iterdir()))
+    """Whether a comparison was begun here; one that was killed at once has no more than scratch and half a journal."""
+    begun = (".scratch", f"{JOURNAL}.partial")
+    return out.is_dir() and ((out / JOURNAL).exists() or all(entry.name in begun for entry in out.iterdir()))
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from expertweaver.dense.family import Dims, Family, check_num_layers, find_famil
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import ModelFolder, find_model
 from expertweaver.dense.traits import Traits, effective_window, read_traits
-from expertweaver.errors import ArchitectureError, CheckpointError, Problem
+from expertweaver.errors import ArchitectureError, CheckpointError, Problem, shortened
 from expertweaver.modeling.values import GLUWeights
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def open_dense(name: str) -> DenseModel:
         ArchitectureError: A kind of model that cannot be converted, with the reason.
     """
     folder = find_model(name)
-    raw = _read_config(folder.path)
+    raw = _read_object(folder.path / "config.json")
+    if (folder.path / "generation_config.json").exists():
+        _read_object(folder.path / "generation_config.json")  # it is copied, and must not break the result
     where = str(folder.path / "config.json")
     family = find_family(str(raw.get("model_type")), where)
     check_num_layers(raw, where)
@@ -131,16 +133,31 @@ def open_dense(name: str) -> DenseModel:
     origins = expected_origins(family, dims, config)
     dropped = account(reader, origins, family)
     check_shapes(reader, family, dims, origins)
+    _check_buildable(config, where)
     return DenseModel(folder, family, dims, config, reader, origins, dropped)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def _check_buildable(config: Mapping[str, Any], where: str) -> None:
+    """Build one layer without weights, so that values that the stock class stumbles over are known now."""
+    from expertweaver.dense.runner import meta_model, rotary_of
+
+    values = {**config, "num_hidden_layers": 1}
+    if isinstance(values.get("layer_types"), list):
+        values["layer_types"] = values["layer_types"][:1]
+    try:
+        rotary_of(meta_model(values))
+    except Exception as error:  # a foreign configuration in a library with many error classes
+        found = f"{type(error).__name__}: {shortened(str(error))}"
+        fix = "Repair the config.json or download the model again."
+        raise CheckpointError(Problem(where, "values that transformers can build a layer of", found, fix)) from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
     fix = "Give the folder that save_pretrained wrote."
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(Problem(str(file), "a model's config.json", str(error), fix)) from error
+        raise CheckpointError(Problem(str(file), f"a model's {file.name}", str(error), fix)) from error
     if not isinstance(config, dict):
         raise CheckpointError(Problem(str(file), "a JSON object", type(config).__name__, fix))
     return config
@@ -153,7 +170,7 @@ def _complete_config(folder: Path) -> dict[str, Any]:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).to_dict()
     except Exception as error:  # validation of a foreign file by a library with many error classes
-        found = f"{type(error).__name__}: {error}"
+        found = f"{type(error).__name__}: {shortened(str(error))}"
         fix = "Repair the config.json or download the model again."
         raise CheckpointError(Problem(str(folder / "config.json"), "a valid configuration", found, fix)) from error
 
@@ -166,6 +183,11 @@ def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: s
     if config.get("use_bidirectional_attention"):
         fix = "Convert a model that generates text from left to right."
         problems.append(Problem(where, "causal attention", "use_bidirectional_attention", fix))
+    stated = config.get("sliding_window")
+    if stated is not None and not isinstance(stated, int):
+        fix = "Repair the config.json or download the model again."
+        found = shortened(repr(stated))
+        return [*problems, Problem(f"{where}: sliding_window", "a number of tokens, or none", found, fix)]
     window = effective_window(config, dims)
     if window is not None and not family.sliding_window:
         fix = "Use a version of the model without a window: no stock MoE format can say it."

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expertweaver.errors import CheckpointError, Problem, listed
+from expertweaver.dense.source import is_inside
+from expertweaver.errors import CheckpointError, Problem, listed, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,16 +129,22 @@ def _read_index(file: Path) -> dict[str, str]:
 def _inside(folder: Path, name: str, where: Path) -> Path:
     """The path of a shard that must lie in the folder (or in its own hub cache, which links to blobs)."""
     path = folder / name
-    root = folder.resolve()
-    cache = root.parent.parent if root.parent.name == "snapshots" else root
     fix = "Use a checkpoint whose shards lie beside its index."
     if Path(name).name != name or name in ("", ".", ".."):
         raise CheckpointError(Problem(str(where), "plain file names of this folder", f"'{name}'", fix))
-    if not path.exists():
-        raise CheckpointError(Problem(str(where), f"the shard '{name}' beside it", "no such file", DOWNLOAD_AGAIN))
-    if not path.resolve().is_relative_to(cache):
+    if not _is_file(path):
+        expected = f"the shard '{shortened(name, 200)}' beside it"
+        raise CheckpointError(Problem(str(where), expected, "no such file", DOWNLOAD_AGAIN))
+    if not is_inside(folder, path):
         raise CheckpointError(Problem(str(path), "a file inside the model folder", f"a link to {path.resolve()}", fix))
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _read_header(file: Path, digest: Any) -> Iterator[tuple[str, TensorInfo]]:

@@ -10,10 +10,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from expertweaver.errors import ExpertWeaverError, Problem, RecipeError
+from expertweaver.errors import ExpertWeaverError, Problem, RecipeError, shortened
 from expertweaver.recipe.schema import DEFAULT_METHOD, MethodSection, Recipe, method_options
 from expertweaver.registry import data_files, module_names, require_known, suggestion
-from expertweaver.yaml_file import read_yaml
+from expertweaver.yaml_file import parse_yaml, read_yaml
 
 SHORTHANDS = {
     "method": "method.name",
@@ -25,6 +25,10 @@ SHORTHANDS = {
     "trust_remote_code": "source.trust_remote_code",
 }
 """Names that the command line and the Python functions take in place of a dotted key."""
+
+
+MAX_DEPTH = 8
+"""Parts of a dotted key; no key has as many."""
 
 
 def make_recipe(
@@ -78,19 +82,27 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RecipeError(Problem("--set", "key=value", f"'{text}'", "Write for instance --set method.tau=0.5."))
     try:
-        return key, yaml.safe_load(value)
+        return key, parse_yaml(value)
     except yaml.YAMLError as error:
-        raise RecipeError(Problem(f"--set {key}", "a YAML value", f"'{value}' ({error})", "Quote it.")) from error
+        found = f"'{shortened(value)}' ({shortened(str(error))})"
+        raise RecipeError(Problem(f"--set {key}", "a YAML value", found, "Quote it.")) from error
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
+    parts = dotted.split(".")
+    if len(parts) > MAX_DEPTH:
+        fix = "docs/recipe.md lists the keys."
+        raise RecipeError(Problem(shortened(dotted), f"a key of at most {MAX_DEPTH} parts", str(len(parts)), fix))
+    for part in reversed(parts):
         value = {part: value}
     return value
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Merge nested mappings; changing the method's name drops the options of the earlier one."""
+    """Merge nested mappings; changing the method's name drops the options of the earlier one.
+
+    What stands where a section should is kept, and found by the validation, though a later part names a key of it.
+    """
     for key, value in values.items():
         if key == "method" and isinstance(value, str):
             value = {"name": value}
@@ -99,7 +111,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             if key == "method" and value.get("name", old.get("name")) != old.get("name"):
                 old.clear()
             _merge(old, value)
-        else:
+        elif key not in into or not isinstance(value, dict):
             into[key] = copy.deepcopy(value)
 
 
@@ -115,7 +127,9 @@ def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
     if entry["type"] == "missing":
         return (Problem(where, "a value", "none", f"Set it, for instance --set {where}=..."),)
     expected = entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return (Problem(where, expected, repr(entry["input"]), "Correct the value; docs/recipe.md lists the keys."),)
+    return (
+        Problem(where, expected, shortened(repr(entry["input"])), "Correct the value; docs/recipe.md lists the keys."),
+    )
 
 
 def _fields_beside(location: list[str], values: Mapping[str, Any]) -> list[str]:

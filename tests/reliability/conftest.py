@@ -1,0 +1,5 @@
+"""A fresh bench for every test."""
+
+from support.benches import bench, template
+
+__all__ = ["bench", "template"]
