@@ -36,6 +36,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+KINDS = ["sliding_attention", "full_attention"]
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
@@ -54,8 +55,27 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "phi3",
         lambda: transformers.Phi3Config(**{**SIZES, "sliding_window": None, "partial_rotary_factor": 0.5}),
     ),
+    "mistral-window": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=8)),
+    "qwen2-window": (
+        "qwen2",
+        lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    ),
+    "olmo2": ("olmo2", lambda: transformers.Olmo2Config(**SIZES)),
+    "gemma2": (
+        "gemma2",
+        lambda: transformers.Gemma2Config(
+            **SIZES, head_dim=16, sliding_window=8, layer_types=KINDS, final_logit_softcapping=6.0
+        ),
+    ),
+    "gemma3": (
+        "gemma3",
+        lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, layer_types=KINDS),
+    ),
 }
 """Name of a variant, the family it belongs to, and its configuration."""
+
+BEYOND_STOCK = ("mistral-window", "qwen2-window", "olmo2", "gemma2", "gemma3")
+"""Variants that only our own class can hold."""
 
 
 def save_variant(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:

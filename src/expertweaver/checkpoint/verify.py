@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.reader import TensorReader
-from expertweaver.dense.runner import LayerRunner, meta_model, rotary_of, run_layer
+from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.stock import StockModules
 from expertweaver.errors import Problem, VerificationError, listed
 from expertweaver.formats.base import Format, Layout, StoredLayer
 from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
@@ -128,7 +128,7 @@ def verify(
     whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
     tokens = _test_tokens(calibration)
     checker = _Checker(folder, dense, form, layout, dtype, whole)
-    dense_stream, sparse_stream = checker.runner.embed(tokens), checker.embed(tokens)
+    dense_stream, sparse_stream = checker.runner.embedder()(tokens), checker.embed(tokens)
     identity, reference = 0.0, 0.0
     for layer, design in enumerate(stored):
         errors, dense_stream, sparse_stream = checker.layer(layer, design, dense_stream, sparse_stream)
@@ -159,8 +159,7 @@ class _Checker:
     ) -> None:
         self.reader = TensorReader.open(folder)
         self.runner = LayerRunner(dense, torch.float32, stored_dtype=dtype)
-        self.skeleton = meta_model(_config_values(folder))
-        self.rotary = rotary_of(self.skeleton)
+        self.stock = StockModules(_config_values(folder))
         self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
         self.act = activation(dense.dims.hidden_act)
         self.tied: list[float] = []
@@ -168,7 +167,8 @@ class _Checker:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The checkpoint's own embeddings of token ids [B, T]."""
-        return nn.functional.embedding(tokens, self.reader.read("model.embed_tokens.weight")).float()
+        table = self.reader.read("model.embed_tokens.weight")
+        return self.stock.enter(nn.functional.embedding(tokens, table).float())
 
     def layer(
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
@@ -192,24 +192,24 @@ class _Checker:
             reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
             identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
-            sparse_out = run_layer(module, self.rotary, sparse_in, sample_ids)
+            sparse_out = self.stock.run_layer(module, sparse_in, sample_ids)
         return (identity_error, reference_error), dense_out, sparse_out
 
     def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
         """Relative error of the logits with all experts on."""
-        head = self.dense.read("lm_head.weight").to(self.dtype).float()
         with torch.inference_mode():
-            expected = self.runner.norm()(dense_hidden) @ head.T
+            expected = self.runner.stock.logits(dense_hidden, self.runner.norm(), self.runner.head())
             if self.whole is not None:
                 return _relative(self.whole(input_ids=tokens).logits, expected)
-            norm = self.skeleton.model.norm
-            norm.load_state_dict({"weight": self.reader.read("model.norm.weight").float()}, assign=True)
-            return _relative(norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T, expected)
+            norm = self.stock.norm(self.reader.read("model.norm.weight").float())
+            return _relative(
+                self.stock.logits(sparse_hidden, norm, self.reader.read("lm_head.weight").float()), expected
+            )
 
     def _stock_layer(self, index: int) -> nn.Module:
         if self.whole is not None:
             return self.whole.model.layers[index]
-        module = copy.deepcopy(self.skeleton.model.layers[index])
+        module = self.stock.layer(index)
         prefix = layer_prefix(index)
         names = [name for name in self.reader.tensors if name.startswith(prefix)]
         self.form.load_layer(module, {name.removeprefix(prefix): self.reader.read(name).float() for name in names})

@@ -43,6 +43,13 @@ def check(dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
     if dense.dims.hidden_act not in ("silu", "swish"):
         fix = "The engines hard-code silu for glm4_moe."
         problems.append(Problem(where, "hidden_act silu", f"'{dense.dims.hidden_act}'", fix))
+    if dense.family.output_norm is not None:
+        fix = "Pass --format expertweaver_moe, our own class, which keeps the source's decoder layers."
+        problems.append(Problem(where, "an FFN whose output is added as it is", "a norm after the FFN", fix))
+    if dense.reach is not None:
+        found = f"a sliding window of {dense.reach} in a context of {dense.dims.max_position_embeddings}"
+        fix = "Pass --format expertweaver_moe, or use a version of the model without a window."
+        problems.append(Problem(where, "full attention in every layer", found, fix))
     if dtype == torch.float16:
         fix = "Pass --dtype bfloat16 or --dtype float32: the scaled router underflows in float16."
         problems.append(Problem("output.dtype", "bfloat16 or float32", "float16", fix))
