@@ -14,8 +14,10 @@ from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
+from expertweaver.modeling.values import Need
 from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
-from expertweaver.recipe.schema import Recipe
+from expertweaver.recipe.schema import MethodSection, Recipe
+from expertweaver.registry import module_names
 
 if TYPE_CHECKING:
     import torch
@@ -171,13 +173,23 @@ def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
     from expertweaver.formats.base import load_format
 
     name, method = recipe.output.format, recipe.method
-    problems = load_format(name).check(dense, getattr(torch, dtype))
-    if method.beyond_stock is not None:
+    form = load_format(name)
+    problems = form.check(dense, getattr(torch, dtype))
+    if lacking := [need for need in method.needs if need not in form.CAPABILITIES.needs]:
         fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
+        if others := [other for other in module_names("formats") if holds(other, method)]:
+            fix = f"Pass --format {' or '.join(others)}. Or c{fix[1:]}"
         expected = f"what the format {name} can hold"
-        problems.append(Problem(f"method {method.name}", expected, method.beyond_stock, fix))
+        problems.append(Problem(f"method {method.name}", expected, " and ".join(lacking), fix))
     if problems:
         raise ArchitectureError(*problems)
+
+
+def holds(form: str, method: MethodSection) -> bool:
+    """Whether a format holds all that a method's designs need beyond the common."""
+    from expertweaver.formats.base import load_format
+
+    return set(method.needs) <= load_format(form).CAPABILITIES.needs
 
 
 def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
@@ -208,6 +220,10 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
         warnings.append(
             f"transformers' grouped experts kernel needs widths that are multiples of {GROUPED_BLOCK}: config.json "
             "selects its plain loop over experts instead"
+        )
+    if Need.OVERLAPPING_EXPERTS in recipe.method.needs:
+        warnings.append(
+            "experts overlap: a neuron is stored once for each that has it, which num_params here leaves out"
         )
     if recipe.method.repair:
         warnings += few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)

@@ -19,6 +19,7 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         quality: A Markdown table of the measured quality, if it was measured.
     """
     budget, stored, source = manifest["budget"], manifest["stored"], manifest["source"]
+    sizes = {name: value if isinstance(value, int) else "differs by layer" for name, value in stored.items()}
     sparsity = f"{100 * budget['mlp_sparsity']:g} %"
     parts = [
         f"---\n{yaml.safe_dump(card_metadata(manifest, source_folder), sort_keys=False, allow_unicode=True)}---",
@@ -31,9 +32,9 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
             {
                 "`num_params`": f"{budget['num_params']:,} (dense: {budget['dense_num_params']:,})",
                 "`num_active_params`": f"{budget['num_active_params']:,}",
-                "routed experts / chosen per token": f"{stored['num_experts']} / {stored['num_experts_per_tok']}",
-                "shared experts": f"{stored['n_shared_experts']}",
-                "expert width": f"{stored['moe_intermediate_size']} neurons",
+                "routed experts / chosen per token": f"{sizes['num_experts']} / {sizes['num_experts_per_tok']}",
+                "shared experts": f"{sizes['n_shared_experts']}",
+                "expert width": f"{sizes['moe_intermediate_size']} neurons",
                 "calibration tokens": f"{manifest['calibration']['num_tokens']:,} from "
                 + ", ".join(manifest["calibration"]["domains"]),
             }

@@ -17,8 +17,8 @@ from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.runner import LayerRunner
 from expertweaver.dense.stock import StockModules
 from expertweaver.errors import Problem, VerificationError, listed
-from expertweaver.formats.base import Format, Layout, StoredLayer
-from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
+from expertweaver.formats.base import Format, Layout, StoredLayer, all_experts_ffn
+from expertweaver.modeling.reference import activation, sparse_ffn
 from expertweaver.modeling.values import GLUWeights
 
 MAX_LAYER_ERROR = 2e-5
@@ -42,7 +42,8 @@ class Verification:
         whole_model: Whether transformers loaded the whole checkpoint; otherwise one stock layer at a time.
         num_tensors: Tensors of the checkpoint, every one accounted for.
         num_test_tokens: Tokens the forward checks ran on.
-        repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj.
+        repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj. It
+            also has the output bias and each neuron as often as it is stored, where a design goes that far.
         identity_error: All experts on, against the dense FFN; the worst layer.
         reference_error: K experts, against our reference forward with the stored router; the worst layer.
         logit_error: Logits with all experts on, against the dense model.
@@ -61,9 +62,17 @@ class Verification:
 
 
 def check_tensors(
-    folder: Path, dense: DenseModel, form: Format, stored: Sequence[StoredLayer], dtype: torch.dtype
+    folder: Path,
+    dense: DenseModel,
+    form: Format,
+    stored: Sequence[StoredLayer],
+    dtype: torch.dtype,
+    *,
+    is_partition: bool = True,
 ) -> int:
     """Compare every tensor on disk with the source, bit for bit, and account for all of them.
+
+    `is_partition` says that every neuron of the dense FFN must be stored once.
 
     Returns:
         How many tensors the checkpoint has.
@@ -87,10 +96,10 @@ def check_tensors(
 
     compare({name: dense.read(name).to(dtype) for name in dense.names()})
     for layer, design in enumerate(stored):
-        compare(copied_tensors(dense, layer, dtype))
+        compare(copied_tensors(dense, form, layer, dtype))
         compare(form.layer_tensors(layer, design, dense.read_ffn(layer), dtype))
-        owned = torch.cat([design.shared_neurons, design.expert_neurons.flatten()]).sort().values
-        if not torch.equal(owned, torch.arange(dense.dims.intermediate_size)):
+        owned = torch.cat([design.shared_neurons, *design.expert_neurons]).sort().values
+        if is_partition and not torch.equal(owned, torch.arange(dense.dims.intermediate_size)):
             problems.append(f"layer {layer}: the neurons are not a permutation of the dense FFN's")
     problems += [f"{name} has no origin" for name in sorted(unseen)]
     if problems:
@@ -99,9 +108,12 @@ def check_tensors(
     return len(reader.tensors)
 
 
-def copied_tensors(dense: DenseModel, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def copied_tensors(dense: DenseModel, form: Format, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer that are not its FFN, as they are written."""
     names = [name for name in dense.names(layer) if not name.startswith(layer_prefix(layer) + "mlp.")]
+    if form.CAPABILITIES.source_layout:
+        sources = {dense.origins[name].source: None for name in names}
+        return {source: dense.reader.read(source).to(dtype) for source in sources}
     return {name: dense.read(name).to(dtype) for name in names}
 
 
@@ -115,6 +127,7 @@ def verify(
     *,
     dtype: torch.dtype,
     memory_budget: int,
+    is_partition: bool = True,
 ) -> Verification:
     """Check a written checkpoint: tensors, reload, and the two identities, in float32 on a few tokens.
 
@@ -124,7 +137,7 @@ def verify(
     Raises:
         VerificationError: Anything differs by more than float32 re-association explains.
     """
-    num_tensors = check_tensors(folder, dense, form, stored, dtype)
+    num_tensors = check_tensors(folder, dense, form, stored, dtype, is_partition=is_partition)
     whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
     tokens = _test_tokens(calibration)
     checker = _Checker(folder, dense, form, layout, dtype, whole)
@@ -182,7 +195,7 @@ class _Checker:
 
         def watch(x: Tensor) -> Tensor:
             seen.append(x)
-            return dense_ffn(x, weights, self.act)
+            return all_experts_ffn(x, weights, design, self.dtype, self.act)
 
         sample_ids = torch.arange(len(dense_in))[:, None].expand(dense_in.shape[:2])
         with torch.inference_mode():
@@ -191,7 +204,7 @@ class _Checker:
             x = seen[0]
             reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
-            identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
+            identity_error = _relative(stock_ffn(x), all_experts_ffn(x, weights, design, self.dtype, self.act))
             sparse_out = self.stock.run_layer(module, sparse_in, sample_ids)
         return (identity_error, reference_error), dense_out, sparse_out
 
@@ -222,6 +235,8 @@ class _Checker:
         shared = weights.slice(design.shared_neurons)
         experts = [weights.slice(neurons) for neurons in design.expert_neurons]
         expected = sparse_ffn(tokens, shared, experts, routing.chosen, self.act, routing.weights)
+        if design.output_bias is not None:
+            expected = expected + design.output_bias.to(self.dtype).float()
         self.tied.append(float(routing.tied.double().mean()))
         decided = ~routing.tied
         return _relative(stock_ffn(x).flatten(0, 1)[decided], expected[decided])
@@ -247,7 +262,7 @@ def _load_whole(folder: Path) -> Any:
 def _config_values(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
 
 
 def _float32_bytes(folder: Path) -> int:

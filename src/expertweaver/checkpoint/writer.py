@@ -82,7 +82,7 @@ class LayerWriter:
         probes = probe_inputs(method, layer, self.statistics, traffic)
         frequency = activation_frequency(probes, weights.to(torch.float32), budget.active_slices * budget.slice_width)
         stored = self.form.store_layer(design, self.layout, probes)
-        tensors = copied_tensors(self.todo.dense, layer, self.todo.torch_dtype)
+        tensors = copied_tensors(self.todo.dense, self.form, layer, self.todo.torch_dtype)
         tensors |= self.form.layer_tensors(layer, stored, weights, self.todo.torch_dtype)
         write_shard(self.folder.partial / self.names.layer(layer), tensors)
         record = layer_record(layer, allocation, design, budget, stored, frequency)

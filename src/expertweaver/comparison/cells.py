@@ -140,7 +140,8 @@ class Bench:
         """What `convert` would write, so that a cell has the number of the checkpoint; None where it would refuse."""
         dense, form = self.request.dense, load_format(self.request.recipe.output.format)
         dtype = getattr(torch, STORED_DTYPES[dense.dtype])
-        return None if method.beyond_stock is not None or form.check(dense, dtype) else (form, dtype)
+        lacking = set(method.needs) - form.CAPABILITIES.needs
+        return None if lacking or form.check(dense, dtype) else (form, dtype)
 
     def _score(self, group: Sequence[_Designed]) -> None:
         """Score cells beside the dense model; where one of several fails, one by one, so that the others are kept."""

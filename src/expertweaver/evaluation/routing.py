@@ -25,24 +25,30 @@ class RoutingTally:
         self.experts = experts
         self.num_layers = num_layers
         self.domain: str | None = None
-        self.counts: dict[str, Tensor] = {}
+        self.counts: dict[str, list[Tensor]] = {}
 
     def add(self, layer: int, expert_ids: Tensor) -> None:
         """Count one forward of one router; `expert_ids` is int [tokens, K]."""
         if self.domain is None:
             return
-        shape = (self.num_layers, self.experts.num_experts)
-        counts = self.counts.setdefault(self.domain, torch.zeros(shape, dtype=torch.int64))
-        counts[layer] += torch.bincount(expert_ids.flatten().cpu(), minlength=self.experts.num_experts)
+        sizes = [self.experts.of_router(index)[0] for index in range(self.num_layers)]
+        counts = self.counts.setdefault(self.domain, [torch.zeros(size, dtype=torch.int64) for size in sizes])
+        counts[layer] += torch.bincount(expert_ids.flatten().cpu(), minlength=sizes[layer])
 
     def usage(self) -> RoutingUsage:
         """Shares per domain, and over all domains as 'all'; every token that was fed counts, predicted or not."""
-        counts = {**self.counts, ALL: torch.stack(list(self.counts.values())).sum(dim=0)}
-        return RoutingUsage(self.experts.num_experts_per_tok, {name: self._share(c) for name, c in counts.items()})
+        everything = [torch.stack(layer).sum(dim=0) for layer in zip(*self.counts.values(), strict=True)]
+        chosen = self.experts.num_experts_per_tok
+        shares = {name: self._share(counts) for name, counts in {**self.counts, ALL: everything}.items()}
+        return RoutingUsage(chosen if isinstance(chosen, int) else list(chosen), shares)
 
-    def _share(self, counts: Tensor) -> list[list[float]]:
-        num_tokens = counts.sum(dim=1, keepdim=True).double() / self.experts.num_experts_per_tok
-        return (counts / num_tokens).tolist()
+    def _share(self, counts: list[Tensor]) -> list[list[float]]:
+        """A layer that runs none of its experts has zeros."""
+        chosen = [self.experts.of_router(index)[1] for index in range(self.num_layers)]
+        return [
+            (layer / (layer.sum().double() / k)).tolist() if k else [0.0] * len(layer)
+            for layer, k in zip(counts, chosen, strict=True)
+        ]
 
 
 @contextmanager
@@ -71,7 +77,7 @@ def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
 
 def _hook(tally: RoutingTally, layer: int) -> Any:
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tally.add(layer, _expert_ids(module, output, tally.experts.num_experts_per_tok))
+        tally.add(layer, _expert_ids(module, output, tally.experts.of_router(layer)[1]))
 
     return count
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
-from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
+from expertweaver.formats.base import Capabilities, Layout, ServedRouting, StoredLayer
 from expertweaver.modeling.reference import choose_by_sigmoid, choose_experts, chosen_mask, sigmoid_scores
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
+
+CAPABILITIES = Capabilities()
 
 MAX_ABS_LOGIT = 6e-3
 """Unit weights are then exact to 3e-3 in float32; rounded to bfloat16, those of logits above -3.9e-3 are one."""
