@@ -12,7 +12,7 @@ from torch import Tensor
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.checkpoint.shards import file_sha256
 from expertweaver.dense.model import DenseModel
-from expertweaver.formats.base import Layout, StoredLayer
+from expertweaver.formats.base import Layout, StoredLayer, alike
 from expertweaver.modeling.values import LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -138,11 +138,6 @@ def stored_record(layout: Layout) -> dict[str, Any]:
         "n_shared_experts": alike([in_slices(layer.shared, layout.slice_width) for layer in layers]),
         "moe_intermediate_size": alike([alike(layer.experts) for layer in layers]),
     }
-
-
-def alike(values: Sequence[Any]) -> Any:
-    """The one value where all are the same, else all of them as a list."""
-    return values[0] if values and all(value == values[0] for value in values) else list(values)
 
 
 def in_slices(num_neurons: int, slice_width: int) -> int | float:

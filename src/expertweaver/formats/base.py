@@ -215,6 +215,11 @@ def all_experts_ffn(x: Tensor, weights: GLUWeights, stored: StoredLayer, dtype: 
     return stored.output(neuron_activations(x, weights, act)[1] * times, weights.down, dtype)
 
 
+def alike(values: Sequence[Any]) -> Any:
+    """The one value where all are the same, else all of them as a list."""
+    return values[0] if values and all(value == values[0] for value in values) else list(values)
+
+
 def load_format(name: str) -> Format:
     """A registered format by its name."""
     return cast("Format", load_module("formats", name))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
-from expertweaver.formats.base import Capabilities, Layout, ServedRouting, StoredLayer
+from expertweaver.formats.base import Capabilities, Layout, ServedRouting, StoredLayer, alike
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
 from expertweaver.registry import PACKAGE_FOLDER
@@ -33,7 +33,9 @@ CAPABILITIES = Capabilities(
 )
 
 REPLACED = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map"}
-"""Keys of the dense config.json that are not the dense model's any more."""
+GENERIC = {"id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions"}
+GENERIC |= {"chunk_size_feed_forward", "is_encoder_decoder"}
+"""Keys of a complete dense configuration that are not the dense model's any more, and that say nothing of a model."""
 
 FFN_BIASES = ("mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
 
@@ -60,20 +62,24 @@ def config(dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, A
         "auto_map": AUTO_MAP,
         "dtype": str(dtype).removeprefix("torch."),
         "transformers_version": transformers.__version__,
-        **{key: value for key, value in dense.config.items() if key not in REPLACED},
+        **{key: value for key, value in dense.config.items() if key not in REPLACED | GENERIC},
         "dense_model_type": dense.family.model_type,
         "tie_word_embeddings": False,
-        "num_routed_experts": [len(layer.experts) for layer in layers],
-        "num_experts_per_tok": [layer.num_experts_per_tok for layer in layers],
-        "moe_intermediate_size": [
-            layer.experts[0] if len(set(layer.experts)) == 1 else list(layer.experts) for layer in layers
-        ],
-        "shared_expert_intermediate_size": [layer.shared for layer in layers],
+        "num_routed_experts": alike([len(layer.experts) for layer in layers]),
+        "num_experts_per_tok": alike([layer.num_experts_per_tok for layer in layers]),
+        "moe_intermediate_size": _widths([alike(layer.experts) for layer in layers]),
+        "shared_expert_intermediate_size": alike([layer.shared for layer in layers]),
         "router_bias": True,
         "mlp_output_bias": any(layer.has_output_bias for layer in layers),
         "moe_hidden_act": dense.dims.hidden_act,
         **({} if all(width % GROUPED_BLOCK == 0 for width in widths) else {"experts_implementation": "eager"}),
     }
+
+
+def _widths(widths: list[Any]) -> Any:
+    """One number where all experts of all layers are alike, else an entry for each layer."""
+    same = alike(widths)
+    return same if isinstance(same, int) else widths
 
 
 def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> StoredLayer:

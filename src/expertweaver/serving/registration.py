@@ -16,3 +16,19 @@ def register() -> None:
     AutoConfig.register(ours.ExpertWeaverMoeConfig.model_type, ours.ExpertWeaverMoeConfig, exist_ok=True)
     AutoModel.register(ours.ExpertWeaverMoeConfig, ours.ExpertWeaverMoeModel, exist_ok=True)
     AutoModelForCausalLM.register(ours.ExpertWeaverMoeConfig, ours.ExpertWeaverMoeForCausalLM, exist_ok=True)
+
+
+ARCHITECTURE = "ExpertWeaverMoeForCausalLM"
+VLLM_BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
+
+
+def vllm_plugin() -> None:
+    """Register our own class in a vLLM process: the entry point of the group `vllm.general_plugins`.
+
+    vLLM runs it in every process. It serves the class by its Transformers backend: attention is vLLM's, and the sparse
+    FFN is our own module as it is, because vLLM's expert kernels know neither unequal layers nor a plain sum.
+    """
+    from vllm import ModelRegistry
+
+    register()
+    ModelRegistry.register_model(ARCHITECTURE, VLLM_BACKEND)
