@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
+    from expertweaver.serving.registration import register
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOMES = {
     "demo": "expertweaver.demonstration",
     "make_recipe": "expertweaver.recipe.loading",
     "Recipe": "expertweaver.recipe.schema",
+    "register": "expertweaver.serving.registration",
     "measure_speed": "expertweaver.bench.speed",
     "write_report": "expertweaver.report.page",
     "ExpertWeaverError": "expertweaver.errors",
@@ -63,6 +65,7 @@ __all__ = [
     "make_recipe",
     "measure_speed",
     "plan",
+    "register",
     "write_report",
 ]
 

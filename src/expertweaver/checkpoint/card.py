@@ -9,6 +9,16 @@ from typing import Any
 
 import yaml
 
+from expertweaver.formats.base import load_format
+
+
+OWN_CODE = ", trust_remote_code=True"
+OWN_CODE_WORDS = (
+    "That runs the Python file of this folder; read it first. With ExpertWeaver installed, call "
+    "`expertweaver.register()` and leave `trust_remote_code` out: the installed copy of the file is used then."
+)
+STOCK_WORDS = "Load it as bfloat16 or float32; in float16 the router's small weights underflow."
+
 
 def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | None) -> str:
     """Write the README.md of a converted model.
@@ -19,6 +29,7 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         quality: A Markdown table of the measured quality, if it was measured.
     """
     budget, stored, source = manifest["budget"], manifest["stored"], manifest["source"]
+    own_code = bool(load_format(manifest["format"]).CAPABILITIES.side_files)
     sizes = {name: value if isinstance(value, int) else "differs by layer" for name, value in stored.items()}
     sparsity = f"{100 * budget['mlp_sparsity']:g} %"
     parts = [
@@ -42,9 +53,9 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         "The token embeddings and the output head are stored separately, so `num_params` counts both.",
         "## Use",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto"{OWN_CODE if own_code else ""})\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```',
-        "Load it as bfloat16 or float32; in float16 the router's small weights underflow.",
+        OWN_CODE_WORDS if own_code else STOCK_WORDS,
         "## Quality",
         quality or "Not measured. Run `expertweaver evaluate` on text of your own before you rely on it.",
         "## Record",

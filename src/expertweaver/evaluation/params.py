@@ -88,11 +88,13 @@ def routed_experts(config: PreTrainedConfig) -> RoutedExperts | None:
     return None
 
 
-def _per_layer(config: PreTrainedConfig, field: str) -> RoutedExperts:
-    """E and K of the layers that have routed experts, in our own class, whose layers may differ."""
+def _per_layer(config: PreTrainedConfig, field: str) -> RoutedExperts | None:
+    """E and K of the layers that run routed experts, in our own class, whose layers may differ; None if none does."""
     of_layer: Callable[[str, int], int] = getattr(config, "of_layer")  # noqa: B009
     pairs = [(of_layer(field, i), of_layer("num_experts_per_tok", i)) for i in range(config.num_hidden_layers)]
-    sparse = [pair for pair in pairs if pair[0]]
+    sparse = [pair for pair in pairs if pair[1]]
+    if not sparse:
+        return None
     return RoutedExperts(tuple(experts for experts, _ in sparse), tuple(chosen for _, chosen in sparse))
 
 

@@ -43,12 +43,8 @@ class RoutingTally:
         return RoutingUsage(chosen if isinstance(chosen, int) else list(chosen), shares)
 
     def _share(self, counts: list[Tensor]) -> list[list[float]]:
-        """A layer that runs none of its experts has zeros."""
         chosen = [self.experts.of_router(index)[1] for index in range(self.num_layers)]
-        return [
-            (layer / (layer.sum().double() / k)).tolist() if k else [0.0] * len(layer)
-            for layer, k in zip(counts, chosen, strict=True)
-        ]
+        return [(layer / (layer.sum().double() / k)).tolist() for layer, k in zip(counts, chosen, strict=True)]
 
 
 @contextmanager
@@ -62,7 +58,7 @@ def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
     if experts is None:
         yield None
         return
-    routers = [module for module in model.modules() if ROUTER_CLASS.search(type(module).__name__)]
+    routers = [module for module in model.modules() if _is_running_router(module)]
     if not routers:
         where, fix = f"model_type '{model.config.model_type}'", "Report this model: its router class has another name."
         raise ArchitectureError(Problem(where, "router modules called ...TopkRouter", "none", fix))
@@ -73,6 +69,11 @@ def tally_routing(model: PreTrainedModel) -> Iterator[RoutingTally | None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _is_running_router(module: nn.Module) -> bool:
+    """Whether a module chooses experts; our own class leaves out routers that would choose none."""
+    return bool(ROUTER_CLASS.search(type(module).__name__)) and getattr(module, "top_k", None) != 0
 
 
 def _hook(tally: RoutingTally, layer: int) -> Any:
