@@ -11,7 +11,6 @@ import yaml
 
 from expertweaver.formats.base import load_format
 
-
 OWN_CODE = ", trust_remote_code=True"
 OWN_CODE_WORDS = (
     "That runs the Python file of this folder; read it first. With ExpertWeaver installed, call "
