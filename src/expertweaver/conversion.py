@@ -89,7 +89,7 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         layout = uniform_layout(allocations, todo.budget)
         finished = LayerWriter(todo, calibration, layout, statistics, folder).write(allocations, progress)
         clock.lap("layers")
-        remarks = [*_allocation_warnings(allocations, layout), *_routing_warnings(finished)]
+        remarks = [*_allocation_warnings(allocations, layout, todo.format), *_routing_warnings(finished)]
         for remark in remarks:
             progress.note(remark)
         layout = replace(layout, layers=tuple(stored.sizes(layout) for stored in finished))
@@ -187,9 +187,9 @@ def _routing_warnings(finished: FinishedLayers) -> list[str]:
     ]
 
 
-def _allocation_warnings(allocations: Sequence[Allocation], layout: Layout) -> list[str]:
+def _allocation_warnings(allocations: Sequence[Allocation], layout: Layout, format_name: str) -> list[str]:
     warnings = []
-    if layout.num_shared_slices == 0:
+    if layout.num_shared_slices == 0 and load_format(format_name).CAPABILITIES.shared_expert == "advised":
         warnings.append("n_shared_experts is 0: of the engines, only transformers is known to run that")
     shares = [allocation.r for allocation in allocations if allocation.r is not None]
     if shares and (max(shares) < 0.005 or min(shares) > 0.995):
@@ -213,7 +213,7 @@ def _write_sidecars(
     folder: Path,
 ) -> dict[str, Any]:
     """Configuration, tokenizer and the record's partition; returns the manifest, still without file hashes."""
-    form = load_format(todo.recipe.output.format)
+    form = load_format(todo.format)
     config = form.config(todo.dense, layout, todo.torch_dtype)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     for file in form.CAPABILITIES.side_files:
@@ -249,7 +249,7 @@ def _verify(
     return verify(
         folder,
         todo.dense,
-        load_format(todo.recipe.output.format),
+        load_format(todo.format),
         stored,
         layout,
         calibration,

@@ -11,13 +11,13 @@ from expertweaver.assets import shipped_calibration
 from expertweaver.calibration.documents import check_paths
 from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
+from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
 from expertweaver.modeling.values import Need
 from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
-from expertweaver.recipe.schema import MethodSection, Recipe
-from expertweaver.registry import module_names
+from expertweaver.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ class Plan:
         recipe: The request.
         dense: The opened source.
         budget: Slices.
+        format: Target architecture by name, also where the recipe left the choice to us.
         dtype: Type of the written weights, by name.
         calibration_paths: Where the calibration text comes from.
         calibration_tokens: Tokens at most.
@@ -53,6 +54,7 @@ class Plan:
     recipe: Recipe
     dense: DenseModel
     budget: SliceBudget
+    format: str
     dtype: str
     calibration_paths: tuple[str, ...]
     calibration_tokens: int
@@ -79,7 +81,7 @@ class Plan:
             "source": self.dense.folder.name,
             "family": self.dense.family.name,
             "method": self.recipe.method.name,
-            "format": self.recipe.output.format,
+            "format": self.format,
             "num_hidden_layers": dims.num_hidden_layers,
             "hidden_size": dims.hidden_size,
             "intermediate_size": dims.intermediate_size,
@@ -119,8 +121,8 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
     paths = recipe.calibration.paths or (str(shipped_calibration()),)
-    budget = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
-    length = min(recipe.calibration.sequence_length, dims.max_position_embeddings)
+    budget, choice = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
+    length = min(recipe.calibration.sequence_length, dense.sequence_limit[1])
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
@@ -128,16 +130,29 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     if out is not None:
         check_space(out, output_bytes + needs.scratch_bytes())
     seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
-    warnings = tuple(_warnings(recipe, dense, budget, length, dtype))
+    warnings = (*choice.notes, *_warnings(recipe, dense, budget, length, dtype))
     return Plan(
-        recipe, dense, budget, dtype, paths, tokens, length, total, active, output_bytes, needs.memory_bytes(),
-        needs.scratch_bytes(), seconds, warnings,
-    )  # fmt: skip
+        recipe=recipe,
+        dense=dense,
+        budget=budget,
+        format=choice.name,
+        dtype=dtype,
+        calibration_paths=paths,
+        calibration_tokens=tokens,
+        sequence_length=length,
+        max_num_params=total,
+        max_num_active_params=active,
+        output_bytes=output_bytes,
+        memory_bytes=needs.memory_bytes(),
+        scratch_bytes=needs.scratch_bytes(),
+        seconds=seconds,
+        warnings=warnings,
+    )
 
 
 def _run_checks(
     recipe: Recipe, dense: DenseModel, dtype: str, paths: Sequence[str], out: Path | None, *, overwrite: bool
-) -> SliceBudget:
+) -> tuple[SliceBudget, Choice]:
     """Run every check of the request and raise all problems together."""
     errors: list[ExpertWeaverError] = []
 
@@ -154,7 +169,7 @@ def _run_checks(
             dense.dims.intermediate_size, mlp_sparsity=section.mlp_sparsity, num_slices=section.num_slices
         )
     )
-    attempt(lambda: _check_format(recipe, dense, dtype))
+    choice = attempt(lambda: choose_format(recipe.output.format, dense, dtype, recipe.method, budget))
     attempt(lambda: require_tokenizer(dense.folder.path))
     attempt(lambda: check_paths(paths))
     attempt(lambda: check_paths(recipe.evaluate.text))
@@ -163,33 +178,8 @@ def _run_checks(
     if errors:
         raise type(errors[0])(*(problem for error in errors for problem in error.problems))
     assert budget is not None
-    return budget
-
-
-def _check_format(recipe: Recipe, dense: DenseModel, dtype: str) -> None:
-    import torch
-
-    from expertweaver.errors import ArchitectureError, Problem
-    from expertweaver.formats.base import load_format
-
-    name, method = recipe.output.format, recipe.method
-    form = load_format(name)
-    problems = form.check(dense, getattr(torch, dtype))
-    if lacking := [need for need in method.needs if need not in form.CAPABILITIES.needs]:
-        fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
-        if others := [other for other in module_names("formats") if holds(other, method)]:
-            fix = f"Pass --format {' or '.join(others)}. Or c{fix[1:]}"
-        expected = f"what the format {name} can hold"
-        problems.append(Problem(f"method {method.name}", expected, " and ".join(lacking), fix))
-    if problems:
-        raise ArchitectureError(*problems)
-
-
-def holds(form: str, method: MethodSection) -> bool:
-    """Whether a format holds all that a method's designs need beyond the common."""
-    from expertweaver.formats.base import load_format
-
-    return set(method.needs) <= load_format(form).CAPABILITIES.needs
+    assert choice is not None
+    return budget, choice
 
 
 def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
@@ -210,7 +200,7 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
     if not recipe.calibration.paths:
         warnings.append("no calibration text given: using the small English text that ships with expertweaver")
     if length < recipe.calibration.sequence_length:
-        warnings.append(f"sequence_length lowered to the model's max_position_embeddings {length}")
+        warnings.append(f"sequence_length lowered to the model's {dense.sequence_limit[0]} {length}")
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
             f"experts are {budget.slice_width} neurons wide; engines quantise in blocks of {ENGINE_BLOCK}"

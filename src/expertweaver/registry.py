@@ -33,9 +33,9 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def module_names(room: str) -> list[str]:
-    """Names of the entries of a room whose entries are modules (`methods`, `formats`)."""
+    """Names of the entries of a room whose entries are modules (`methods`, `formats`); its folders hold their parts."""
     modules = pkgutil.iter_modules([str(PACKAGE_FOLDER / room)])
-    return sorted(module.name for module in modules if module.name != "base")
+    return sorted(module.name for module in modules if module.name != "base" and not module.ispkg)
 
 
 def load_module(room: str, name: str) -> ModuleType:

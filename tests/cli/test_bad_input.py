@@ -202,8 +202,14 @@ KINDS = (
     ),
     Case(
         "sliding window",
-        Complaint("dense", "full attention", "a sliding window of 16 in a context of 128", "without a window"),
+        Complaint("dense", "full attention", "a sliding window of 16 in a context of 128", "--format auto"),
         config(model_type="mistral", sliding_window=16),
+        error=ARCHITECTURE,
+    ),
+    Case(
+        "sliding window in some layers",
+        Complaint(CONFIG, "full attention", "a sliding window of 16 in a context of 128", "without a window"),
+        config(model_type="qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1),
         error=ARCHITECTURE,
     ),
     Case(
@@ -220,13 +226,13 @@ KINDS = (
     ),
     Case(
         "hidden_act gelu",
-        Complaint("dense", "hidden_act silu", "'gelu'", "hard-code silu"),
+        Complaint("dense", "hidden_act silu", "'gelu'", "hard-code their activation for glm4_moe"),
         config(hidden_act="gelu"),
         error=ARCHITECTURE,
     ),
     Case(
         "bias on o_proj",
-        Complaint("dense", "without biases on o_proj", "self_attn.o_proj.bias", "a model without them"),
+        Complaint("dense", "attention biases that glm4_moe has (k, q, v)", "self_attn.o_proj.bias", "--format auto"),
         biased_attention,
         error=ARCHITECTURE,
     ),

@@ -46,6 +46,8 @@ SETTINGS: list[MethodSection] = [
             ("flap", {"scope": "global", "bias": False}),
             ("llama_moe", {"split": "gradient"}),
             ("moefication", {"num_shared_slices": 0}),
+            ("weave", {"router_bias": False, "shared_share": 0.25}),
+            ("weave", {"router_bias": False, "shared_share": 0}),
         )
     ),
 ]
@@ -224,6 +226,29 @@ def test_all_experts_on_is_the_dense_ffn(section: MethodSection, layers: list[Fa
         assert isinstance(found.router, Router)
         chosen = choose_experts(x, found.router)
         assert not torch.allclose(sparse_ffn(x, shared, experts, chosen, ACT), dense, atol=1e-3)
+
+
+@every_stock_method
+@every_budget
+def test_the_options_say_what_a_format_must_hold(
+    section: MethodSection, layers: list[FakeLayer], budget: SliceBudget
+) -> None:
+    """A bias of the router, and a share that is the same in every layer: formats are checked against these words."""
+    for allocation, found in design_all(section, layers, budget):
+        assert isinstance(found.router, Router)
+        if not section.needs_selection_bias:
+            assert not found.router.bias.any()
+        share = section.fixed_share(budget)
+        if share is not None:
+            assert allocation.num_shared == share
+            assert len(found.partition.shared_neurons) == share * budget.slice_width
+
+
+def test_there_are_methods_for_every_kind_of_format() -> None:
+    budget = SliceBudget(8, 6, 4)
+    kinds = {(section.needs_selection_bias, section.fixed_share(budget)) for section in STOCK}
+    assert {(True, None), (True, 3), (False, None), (False, 0), (False, 1), (False, 2)} <= kinds
+    assert all(section.bias_setting for section in STOCK if section.name == "weave")
 
 
 @every_stock_method

@@ -1,4 +1,7 @@
-"""A real tiny model of every family, converted, reloaded by stock transformers, compared with the dense model."""
+"""A real tiny model of every family that glm4_moe holds, converted, reloaded by stock transformers, compared.
+
+tests/contract/test_formats.py does the same for the other formats and the families that only they hold.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from support.families import BEYOND_STOCK, VARIANTS, save_text, save_variant
+from support.families import ACCEPTED, VARIANTS, save_text, save_variant
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, Glm4MoeForCausalLM
 
@@ -24,6 +27,8 @@ MAX_DIFFERENCE = 2e-5
 
 def test_every_family_has_a_variant() -> None:
     assert {family for family, _ in VARIANTS.values()} == set(families())
+    assert set(ACCEPTED) == set(VARIANTS)
+    assert all(ACCEPTED.values()), "every variant is converted, here or by tests/contract/test_formats.py"
 
 
 def test_every_rope_type_of_every_family_is_known_to_the_tests() -> None:
@@ -34,7 +39,7 @@ def test_every_rope_type_of_every_family_is_known_to_the_tests() -> None:
     assert set().union(*covered.values()) == supported
 
 
-@pytest.fixture(params=sorted(set(VARIANTS) - set(BEYOND_STOCK)), scope="module")
+@pytest.fixture(params=sorted(v for v, names in ACCEPTED.items() if "glm4_moe" in names), scope="module")
 def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Conversion]:
     folder = tmp_path_factory.mktemp(request.param)
     source = save_variant(request.param, folder / "dense")

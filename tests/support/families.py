@@ -38,24 +38,50 @@ LLAMA3_ROPE = {
 }
 KINDS = ["sliding_attention", "full_attention"]
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 32,
+}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 3.0,
+}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 6.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "internlm3": ("internlm3", lambda: transformers.InternLM3Config(**SIZES, head_dim=8, rope_parameters=DYNAMIC_ROPE)),
     "llama": ("llama", lambda: transformers.LlamaConfig(**SIZES)),
     "llama-tied": ("llama", lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "llama-3-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)),
     "llama-linear-rope": ("llama", lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE)),
     "llama-wide-heads": ("llama", lambda: transformers.LlamaConfig(**SIZES, head_dim=16)),
     "mistral": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=None)),
+    "mistral-window": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=10)),
     "qwen2": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=False)),
     "qwen2-yarn": ("qwen2", lambda: transformers.Qwen2Config(**SIZES, rope_parameters=YARN_ROPE)),
     "qwen3": ("qwen3", lambda: transformers.Qwen3Config(**SIZES, head_dim=16)),
     "phi3": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=None)),
+    "phi3-window": ("phi3", lambda: transformers.Phi3Config(**SIZES, sliding_window=10)),
+    "phi3-longrope": (
+        "phi3",
+        lambda: transformers.Phi3Config(
+            **SIZES, sliding_window=None, original_max_position_embeddings=32, rope_parameters=LONG_ROPE
+        ),
+    ),
+    "seed_oss": ("seed_oss", lambda: transformers.SeedOssConfig(**SIZES, head_dim=16)),
+    "granite": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE)),
+    "granite-biased": ("granite", lambda: transformers.GraniteConfig(**SIZES, **GRANITE, attention_bias=True)),
+    "gemma": ("gemma", lambda: transformers.GemmaConfig(**SIZES, head_dim=16)),
     "phi3-partial-rope": (
         "phi3",
         lambda: transformers.Phi3Config(**{**SIZES, "sliding_window": None, "partial_rotary_factor": 0.5}),
     ),
-    "mistral-window": ("mistral", lambda: transformers.MistralConfig(**SIZES, sliding_window=8)),
     "qwen2-window": (
         "qwen2",
         lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1),
@@ -74,8 +100,34 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 """Name of a variant, the family it belongs to, and its configuration."""
 
-BEYOND_STOCK = ("mistral-window", "qwen2-window", "olmo2", "gemma2", "gemma3")
-"""Variants that only our own class can hold."""
+PLAIN = {"glm4_moe", "solar_open", "qwen2_moe", "mixtral", "granitemoeshared"}
+STOCK_TARGETS: dict[str, set[str]] = {
+    "qwen2-window": set(),
+    "olmo2": set(),
+    "gemma2": set(),
+    "gemma3": set(),
+    "gemma": {"granitemoeshared"},
+    "granite": {"granitemoeshared"},
+    "granite-biased": {"granitemoeshared"},
+    "internlm3": PLAIN,
+    "llama": PLAIN,
+    "llama-3-rope": PLAIN,
+    "llama-linear-rope": PLAIN,
+    "llama-tied": PLAIN,
+    "llama-wide-heads": PLAIN,
+    "mistral": PLAIN,
+    "mistral-window": {"mixtral"},
+    "phi3": PLAIN,
+    "phi3-longrope": PLAIN,
+    "phi3-partial-rope": {"glm4_moe"},
+    "phi3-window": {"mixtral"},
+    "qwen2": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "qwen2-yarn": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "seed_oss": {"glm4_moe", "qwen2_moe", "solar_open"},
+    "qwen3": {"dots1", "glm4_moe", "qwen3_moe"},
+}
+ACCEPTED = {variant: names | {"expertweaver_moe"} for variant, names in STOCK_TARGETS.items()}
+"""Which formats hold which model exactly; the table of docs/formats.md says the same. Our own class holds all."""
 
 
 def save_variant(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:

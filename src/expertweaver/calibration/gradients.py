@@ -122,7 +122,7 @@ def _head_gradient(runner: LayerRunner, hidden: Tensor, targets: Tensor) -> Tens
     gradient = torch.zeros_like(flat)
     for tokens in (wanted != PADDING).nonzero().squeeze(-1).split(HEAD_TOKENS):
         part = flat[tokens].requires_grad_()
-        loss = torch.nn.functional.cross_entropy(runner.stock.logits(part, norm, head), wanted[tokens], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(runner.logits(part, norm, head), wanted[tokens], reduction="sum")
         (gradient[tokens],) = torch.autograd.grad(loss, part)
     return gradient.view_as(hidden)
 

@@ -21,6 +21,7 @@ from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batch
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.stock import scaled
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
@@ -48,7 +49,16 @@ class TrafficBatch:
 class LayerTraffic:
     """What enters the FFN of one layer in the model converted so far, and what should leave it."""
 
-    def __init__(self, inputs: Tensor, residual: Tensor | None, wanted: Tensor, valid: Tensor, judging: Tensor) -> None:
+    def __init__(
+        self,
+        inputs: Tensor,
+        residual: Tensor | None,
+        wanted: Tensor,
+        valid: Tensor,
+        judging: Tensor,
+        *,
+        residual_scale: float = 1.0,
+    ) -> None:
         """Look at buffers that belong to `Streams`.
 
         Args:
@@ -57,9 +67,10 @@ class LayerTraffic:
             wanted: The dense model's residual stream after its FFN, or what its FFN puts out, [R, T, H].
             valid: Which places hold a token, [R, T] bool.
             judging: Which of them are held back, [R, T] bool.
+            residual_scale: What the FFN's output is multiplied by before it is added to the residual stream.
         """
         self.inputs, self.residual, self.wanted = inputs, residual, wanted
-        self.valid, self.judging = valid, judging
+        self.valid, self.judging, self.residual_scale = valid, judging, residual_scale
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +97,7 @@ class LayerTraffic:
             if tokens.any():
                 target = self.wanted[rows][tokens].float()
                 if self.residual is not None:
-                    target -= self.residual[rows][tokens].float()
+                    target = scaled(target - self.residual[rows][tokens].float(), 1 / self.residual_scale)
                 yield TrafficBatch(self.inputs[rows][tokens].float(), target, self.judging[rows][tokens])
 
 
@@ -140,7 +151,8 @@ class Streams:
                     raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
         if self.outputs is not None:
             return LayerTraffic(self.inputs, None, self.outputs, self.valid, self.judging)
-        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging)
+        scale = self.dense.traits.scales.residual
+        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, residual_scale=scale)
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
         """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expertweaver.checkpoint.folder import write_text
-from expertweaver.formats.base import StoredLayer
+from expertweaver.formats.base import DownScales, StoredLayer
 
 _TENSORS = ("shared_neurons", "router_weight", "selection_bias", "down", "output_bias")
 
@@ -39,6 +39,7 @@ class FinishedLayers(Sequence[StoredLayer]):
             scale_log2=record["router_scale_log2"],
             max_abs_logit=record["max_abs_router_logit"],
             routing_kept=record["routing_kept"],
+            scales=DownScales(**record["down_scales"]),
         )
 
     @property

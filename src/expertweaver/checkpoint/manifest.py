@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def layer_record(
         "max_abs_router_logit": stored.max_abs_logit,
         "routing_kept": stored.routing_kept,
         "stored_num_experts_per_tok": stored.num_experts_per_tok,
+        "down_scales": asdict(stored.scales),
         "measures": dict(design.measures),
     }
 
@@ -84,7 +86,7 @@ def build_manifest(
         "recipe": plan.recipe.to_values(),
         "source": source_record(dense),
         "method": plan.recipe.method.name,
-        "format": plan.recipe.output.format,
+        "format": plan.format,
         "dtype": plan.dtype,
         "budget": {
             "mlp_sparsity": budget.mlp_sparsity,

@@ -15,7 +15,7 @@ from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.runner import LayerRunner
-from expertweaver.dense.stock import StockModules
+from expertweaver.dense.stock import StockModules, scaled
 from expertweaver.errors import Problem, VerificationError, listed
 from expertweaver.formats.base import Format, Layout, StoredLayer, all_experts_ffn
 from expertweaver.modeling.reference import activation, sparse_ffn
@@ -94,7 +94,7 @@ def check_tensors(
             if written.dtype != tensor.dtype or not torch.equal(written, tensor):
                 problems.append(f"{name} differs from its origin")
 
-    compare({name: dense.read(name).to(dtype) for name in dense.names()})
+    compare(outer_tensors(dense, form, dtype))
     for layer, design in enumerate(stored):
         compare(copied_tensors(dense, form, layer, dtype))
         compare(form.layer_tensors(layer, design, dense.read_ffn(layer), dtype))
@@ -106,6 +106,13 @@ def check_tensors(
         expected = "every tensor equal to its origin in the source"
         raise VerificationError(Problem(str(folder), expected, listed(problems), "This is a bug; please report it."))
     return len(reader.tensors)
+
+
+def outer_tensors(dense: DenseModel, form: Format, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors outside the decoder layers as they are written."""
+    if form.CAPABILITIES.source_layout:  # as the source's own class has them, without the constants of our words
+        return {name: dense.reader.read(dense.origins[name].source).to(dtype) for name in dense.names()}
+    return {name: dense.read(name).to(dtype) for name in dense.names()}
 
 
 def copied_tensors(dense: DenseModel, form: Format, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -179,18 +186,18 @@ class _Checker:
         self.repaired = False
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The checkpoint's own embeddings of token ids [B, T]."""
-        table = self.reader.read("model.embed_tokens.weight")
-        return self.stock.enter(nn.functional.embedding(tokens, table).float())
+        """Hidden states of token ids [B, T] from the checkpoint's own embeddings."""
+        rows = nn.functional.embedding(tokens, self.reader.read("model.embed_tokens.weight")).float()
+        return scaled(rows, self.dense.traits.scales.embedding)
 
     def layer(
         self, index: int, design: StoredLayer, dense_in: Tensor, sparse_in: Tensor
     ) -> tuple[tuple[float, float], Tensor, Tensor]:
         """Check one layer; returns the two errors and the dense and the all-experts hidden states after it."""
         self.repaired |= design.down is not None
-        weights = design.served(self.dense.read_ffn(index)).to(self.dtype).to(torch.float32)
-        module: Any = self._stock_layer(index)
-        stock_ffn = module.mlp
+        weights = design.read_back(self.dense.read_ffn(index), self.dtype)
+        module = self._stock_layer(index)
+        stock_ffn = self.form.stock_ffn(module)
         seen: list[Tensor] = []
 
         def watch(x: Tensor) -> Tensor:
@@ -211,13 +218,12 @@ class _Checker:
     def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
         """Relative error of the logits with all experts on."""
         with torch.inference_mode():
-            expected = self.runner.stock.logits(dense_hidden, self.runner.norm(), self.runner.head())
+            expected = self.runner.logits(dense_hidden, self.runner.norm(), self.runner.head())
             if self.whole is not None:
                 return _relative(self.whole(input_ids=tokens).logits, expected)
             norm = self.stock.norm(self.reader.read("model.norm.weight").float())
-            return _relative(
-                self.stock.logits(sparse_hidden, norm, self.reader.read("lm_head.weight").float()), expected
-            )
+            head, divisor = self.reader.read("lm_head.weight").float(), self.dense.traits.scales.logits
+            return _relative(self.stock.logits(sparse_hidden, norm, head, divisor=divisor), expected)
 
     def _stock_layer(self, index: int) -> nn.Module:
         if self.whole is not None:

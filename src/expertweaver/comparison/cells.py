@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.choosing import format_problems
 from expertweaver.comparison.candidate import ffn_weights, reached_mlp_sparsity, with_layers
 from expertweaver.comparison.folder import ComparisonFolder
 from expertweaver.comparison.request import Request
@@ -24,6 +25,7 @@ from expertweaver.evaluation.scoring import Score, score_documents
 from expertweaver.formats.base import Format, load_format
 from expertweaver.machine import available_memory, forget_peak_memory, peak_memory
 from expertweaver.modeling.values import GLUWeights
+from expertweaver.partition.budget import SliceBudget
 from expertweaver.planning import STORED_DTYPES
 from expertweaver.progress import Progress
 from expertweaver.recipe.schema import MethodSection
@@ -128,7 +130,7 @@ class Bench:
             budget,
             compute_dtype=getattr(torch, self.request.recipe.calibration.compute_dtype),
             scratch=self.folder.scratch_of(job.key),
-            stored_as=self._stored_as(job.method),
+            stored_as=self._stored_as(job.method, budget),
             progress=_Titled(self.progress, title),
         )
         seconds = round(time.perf_counter() - start, 3)
@@ -136,12 +138,12 @@ class Bench:
         reached = reached_mlp_sparsity(layers, self.weights, self.statistics)
         return _Designed(job, layers, reached, seconds, peak)
 
-    def _stored_as(self, method: MethodSection) -> tuple[Format, torch.dtype] | None:
+    def _stored_as(self, method: MethodSection, budget: SliceBudget) -> tuple[Format, torch.dtype] | None:
         """What `convert` would write, so that a cell has the number of the checkpoint; None where it would refuse."""
-        dense, form = self.request.dense, load_format(self.request.recipe.output.format)
-        dtype = getattr(torch, STORED_DTYPES[dense.dtype])
-        lacking = set(method.needs) - form.CAPABILITIES.needs
-        return None if lacking or form.check(dense, dtype) else (form, dtype)
+        dense, name = self.request.dense, self.request.recipe.output.format
+        dtype = STORED_DTYPES[dense.dtype]
+        problems = format_problems(name, dense, dtype, method, budget)
+        return None if problems else (load_format(name), getattr(torch, dtype))
 
     def _score(self, group: Sequence[_Designed]) -> None:
         """Score cells beside the dense model; where one of several fails, one by one, so that the others are kept."""

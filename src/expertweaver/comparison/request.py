@@ -60,7 +60,7 @@ class Request:
     @property
     def sequence_length(self) -> int:
         """Tokens that a calibration sample has at most."""
-        return min(self.recipe.calibration.sequence_length, self.dense.dims.max_position_embeddings)
+        return min(self.recipe.calibration.sequence_length, self.dense.sequence_limit[1])
 
     def notes(self) -> list[str]:
         """What the user should know before the first number."""
@@ -70,7 +70,8 @@ class Request:
         if not self.recipe.calibration.paths:
             notes.append("no calibration text given: using the small English text that ships with expertweaver")
         if self.sequence_length < self.recipe.calibration.sequence_length:
-            notes.append(f"sequence_length lowered to the model's max_position_embeddings {self.sequence_length}")
+            name = self.dense.sequence_limit[0]
+            notes.append(f"sequence_length lowered to the model's {name} {self.sequence_length}")
         repaired = [entry.label for entry in self.entries if entry.method.repair]
         num_tokens = self.recipe.calibration.num_samples * self.sequence_length
         few = few_tokens(num_tokens, self.dense.dims.intermediate_size) if repaired else []

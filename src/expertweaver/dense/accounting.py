@@ -39,7 +39,7 @@ def expected_origins(family: Family, dims: Dims, config: Mapping[str, Any]) -> d
         prefix = layer_prefix(layer)
         fused = _fused_origins(family, dims, prefix)
         for name, rule in family.layer.items():
-            if rule.when is None or config.get(rule.when):
+            if rule.applies(config):
                 origins[prefix + name] = fused.get(name, Origin(prefix + name))
     return origins
 

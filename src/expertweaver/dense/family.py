@@ -15,12 +15,20 @@ from expertweaver.yaml_file import read_yaml
 
 
 class TensorRule(BaseModel):
-    """One canonical tensor: its symbolic shape, the config flag it depends on, the tensor it may be tied to."""
+    """One canonical tensor: its symbolic shape, the config flag it depends on, the tensor it may be tied to.
+
+    `plus` is added to the stored values: a norm that multiplies by 1 + w is, in our words, one whose weight is 1 + w.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     shape: tuple[str, ...]
     when: str | None = None
     tied_to: str | None = None
+    plus: float = 0.0
+
+    def applies(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model with this configuration has the tensor."""
+        return self.when is None or bool(config.get(self.when))
 
 
 class Family(BaseModel):
@@ -34,6 +42,8 @@ class Family(BaseModel):
     rope_types: tuple[str, ...]
     act_field: str = "hidden_act"
     output_norm: str | None = None
+    sliding_window: bool = False
+    scales: dict[str, str] = {}
     model: dict[str, TensorRule]
     layer: dict[str, TensorRule]
     fused: dict[str, tuple[str, ...]] = {}

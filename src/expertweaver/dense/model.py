@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from expertweaver.dense.accounting import Origin, account, check_shapes, expecte
 from expertweaver.dense.family import Dims, Family, check_num_layers, find_family, read_dims, sliding_window
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import ModelFolder, find_model
+from expertweaver.dense.traits import Traits, read_traits
 from expertweaver.errors import ArchitectureError, CheckpointError, Problem
 from expertweaver.modeling.values import GLUWeights
 
@@ -47,6 +49,23 @@ class DenseModel:
             counts[info.dtype] += info.num_elements
         return counts.most_common(1)[0][0]
 
+    @cached_property
+    def traits(self) -> Traits:
+        """What its decoder layers do beyond the plainest."""
+        return read_traits(self.config, self.family, self.dims)
+
+    @property
+    def sequence_limit(self) -> tuple[str, int]:
+        """The longest sample that can be calibrated on, and the configuration key that says so.
+
+        Longrope has other positions for texts beyond the original length, and a packed row has one set for all samples.
+        """
+        original = "original_max_position_embeddings"
+        rope = self.config["rope_parameters"]
+        if rope.get("rope_type") == "longrope":
+            return original, int(rope[original])
+        return "max_position_embeddings", self.dims.max_position_embeddings
+
     @property
     def num_params(self) -> int:
         """Parameters of the dense model; a tied head counts once."""
@@ -68,7 +87,7 @@ class DenseModel:
         return [name for name in self.origins if name.startswith(prefix) == (layer is not None)]
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor by its canonical name, in the stored type.
+        """Read a tensor by its canonical name, in the stored type, or in float32 where a constant is added to it.
 
         Raises:
             CheckpointError: The value is not finite, or a stored copy differs from the tensor it is tied to.
@@ -77,7 +96,9 @@ class DenseModel:
         tensor = self.reader.read(origin.source)
         if name in self.dropped and name != origin.source:
             self._check_tied(name, tensor)
-        return tensor if origin.rows is None else tensor[slice(*origin.rows)]
+        plus = find_rule(self.family, name).plus
+        tensor = tensor if origin.rows is None else tensor[slice(*origin.rows)]
+        return tensor.float() + plus if plus else tensor
 
     def read_ffn(self, layer: int) -> GLUWeights:
         """Read the FFN of one layer: gate and up [F, H], down [H, F]."""
@@ -149,7 +170,7 @@ def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: s
         fix = "Convert the unquantised model, and quantise the result."
         problems.append(Problem(where, "unquantised weights", "a quantization_config", fix))
     if config.get("use_bidirectional_attention"):
-        fix = "Convert a model that generates text."
+        fix = "Convert a model that generates text from left to right."
         problems.append(Problem(where, "causal attention", "use_bidirectional_attention", fix))
     rope = config.get("rope_parameters") or {}
     by_kind = [values for values in rope.values() if isinstance(values, Mapping)]
@@ -168,6 +189,10 @@ def _rope_problems(rope: Mapping[str, Any], family: Family, where: str) -> list[
         expected = f"rope_type one of {', '.join(family.rope_types)} for {family.model_type}"
         return [Problem(where, expected, f"'{kind}'", "This position scaling is not supported yet.")]
     fix = "Repair the config.json or download the model again."
+    if kind == "longrope" and not _is_rope_value("original", rope.get("original_max_position_embeddings")):
+        found = repr(rope.get("original_max_position_embeddings"))
+        expected, name = "a positive number", "original_max_position_embeddings"
+        return [Problem(f"{where}: rope_parameters.{name}", expected, found, fix)]
     return [
         Problem(f"{where}: rope_parameters.{name}", "a positive number", repr(value), fix)
         for name, value in rope.items()
@@ -177,5 +202,7 @@ def _rope_problems(rope: Mapping[str, Any], family: Family, where: str) -> list[
 
 def _is_rope_value(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):  # options that are off or on
-        return name != "rope_theta"
+        return name not in ("rope_theta", "original")
+    if isinstance(value, list):  # factors of longrope, one a frequency
+        return all(_is_rope_value("factor", part) for part in value)
     return isinstance(value, int | float) and 0 < value < math.inf

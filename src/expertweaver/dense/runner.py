@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.stock import StockModules
+from expertweaver.dense.stock import StockModules, scaled
 
 FFN = Callable[[Tensor], Tensor]
 
@@ -46,16 +46,21 @@ class LayerRunner:
 
     def embedder(self) -> FFN:
         """What turns token ids [B, T] into the hidden states entering the first layer, [B, T, H]."""
-        table = self.dense.read("model.embed_tokens.weight")
-        return lambda token_ids: self.stock.enter(self._cast(nn.functional.embedding(token_ids, table)))
+        table, scale = self.dense.read("model.embed_tokens.weight"), self.dense.traits.scales.embedding
+        return lambda token_ids: scaled(self._cast(nn.functional.embedding(token_ids, table)), scale)
 
     def norm(self) -> nn.Module:
-        """The final norm, with its weight."""
-        return self.stock.norm(self._cast(self.dense.read("model.norm.weight")))
+        """The final norm, with its weight as the source's own class has it."""
+        weight = self.dense.reader.read(self.dense.origins["model.norm.weight"].source)
+        return self.stock.norm(self._cast(weight))
 
     def head(self) -> Tensor:
         """The output head's weight, [V, H]."""
         return self._cast(self.dense.read("lm_head.weight"))
+
+    def logits(self, hidden: Tensor, norm: nn.Module, head: Tensor) -> Tensor:
+        """Logits [..., V] of what the last layer put out."""
+        return self.stock.logits(hidden, norm, head, divisor=self.dense.traits.scales.logits)
 
     @contextlib.contextmanager
     def layer(self, index: int) -> Iterator[Any]:
@@ -109,7 +114,8 @@ class LayerRunner:
         """Add an FFN's output [..., H] to the residual stream as the layer does, through its norm where it has one."""
         name = self.dense.family.output_norm
         with torch.inference_mode():
-            return residual + (output if name is None else getattr(module, name)(output))
+            output = output if name is None else getattr(module, name)(output)
+            return residual + scaled(output, self.dense.traits.scales.residual)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)

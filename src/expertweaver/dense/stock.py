@@ -37,14 +37,9 @@ class StockModules:
         module.load_state_dict({"weight": weight}, assign=True)
         return module
 
-    def enter(self, embedded: Tensor) -> Tensor:
-        """Hidden states entering the first layer, [..., H], from the embeddings of their tokens."""
-        scale = getattr(self.skeleton.model.embed_tokens, "scalar_embed_scale", None)
-        return embedded if scale is None else embedded * torch.tensor(scale).to(embedded.dtype)
-
-    def logits(self, hidden: Tensor, norm: nn.Module, head: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, norm: nn.Module, head: Tensor, *, divisor: float = 1.0) -> Tensor:
         """Logits [..., V] of what the last layer put out, from the output head [V, H]."""
-        logits = norm(hidden) @ head.T
+        logits = norm(hidden) @ head.T / divisor
         cap = self.config.get("final_logit_softcapping")
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -66,6 +61,11 @@ class StockModules:
         cos_sin = self.rotary(hidden, positions, *([] if kinds is None else [layer_type(self.config, index)]))
         with torch.inference_mode(not with_graph):
             return module(hidden, attention_mask=mask, position_embeddings=cos_sin)
+
+
+def scaled(hidden: Tensor, scale: float) -> Tensor:
+    """Multiply by a constant that is rounded to the tensor's type first, as stock classes do; nothing for one."""
+    return hidden if scale == 1 else hidden * torch.tensor(scale, dtype=hidden.dtype)
 
 
 def attention_mask(sample_ids: Tensor, *, window: int | None = None) -> Tensor:

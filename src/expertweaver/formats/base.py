@@ -1,14 +1,14 @@
 """What a format is: a module that says whether a model fits it and how its configuration and tensors look.
 
-The first line of the module's docstring is its description.
+The first line of the module's docstring is its description. `parts/` holds what several formats share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,21 +20,6 @@ from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.registry import load_module
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What the class of a format can say; a model or a method that needs more is refused before a weight is read.
-
-    Attributes:
-        needs: What it holds of designs that go beyond the common.
-        source_layout: Whether what is not FFN keeps the source's own tensors, fused ones included.
-        side_files: Files that are copied into every model folder.
-    """
-
-    needs: frozenset[Need] = frozenset()
-    source_layout: bool = False
-    side_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +51,55 @@ class Layout:
     layers: tuple[LayerSizes, ...] = ()
 
 
+ATTENTION_BIASES = frozenset(f"self_attn.{part}_proj.bias" for part in "qkvo")
+QKV_BIASES = ATTENTION_BIASES - {"self_attn.o_proj.bias"}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the class of a format can say; a model or a method that needs more is refused before a weight is read.
+
+    Attributes:
+        engines: Whose code has the class, by our reading; only transformers' is run by every conversion.
+        not_served: What a model may have that some of these engines leave out or refuse, and which.
+        selection_bias: Whether its router can hold a bias that takes part in the choice of experts.
+        layer_adaptive_share: Whether layers may share unlike, by experts that are always chosen.
+        shared_expert: Whether it has one; advised: without one it is known to run in transformers only.
+        attention_biases: The sets of attention biases it can have, besides none.
+        qk_norm: Whether it has norms on queries and keys, one head wide.
+        sliding_window: Whether all layers can have one.
+        partial_rotary: Whether rotary positions can be on a part of each head.
+        scales: Whether it has the constants of `dense.traits.Scales`.
+        activations: Of the gate.
+        needs: What it holds of designs that go beyond the common.
+        source_layout: Whether what is not FFN keeps the source's own tensors, fused ones included.
+        side_files: Files that are copied into every model folder.
+    """
+
+    engines: tuple[str, ...]
+    not_served: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    selection_bias: bool = False
+    layer_adaptive_share: bool = False
+    shared_expert: Literal["required", "advised", "optional", "none"] = "none"
+    attention_biases: tuple[frozenset[str], ...] = ()
+    qk_norm: Literal["required", "optional", "none"] = "none"
+    sliding_window: bool = False
+    partial_rotary: bool = False
+    scales: bool = False
+    activations: tuple[str, ...] = ("silu", "swish")
+    needs: frozenset[Need] = frozenset()
+    source_layout: bool = False
+    side_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class DownScales:
+    """What down_proj of the shared and of the routed experts is multiplied by on disk; the routing takes it back."""
+
+    shared: float = 1.0
+    routed: float = 1.0
+
+
 @dataclass(frozen=True)
 class StoredLayer:
     """One layer as it is written: who owns which neurons, and the router in the format's own arithmetic.
@@ -78,9 +112,10 @@ class StoredLayer:
         scale_log2: The power of two that the router was multiplied by; undo it to train the router.
         max_abs_logit: Largest |router logit| on the probe tokens, after scaling.
         routing_kept: Share of probe tokens whose chosen experts are those of the unfolded router.
-        down: The repaired down_proj [H, F] that was written instead of the source's; None for the source's.
+        down: The repaired down_proj [H, F] that is served instead of the source's; None for the source's.
         output_bias: Added to the FFN's output, [H]; None for none.
         num_experts_per_tok: K of this layer; None for the layout's.
+        scales: What down_proj is multiplied by on disk.
     """
 
     shared_neurons: Tensor
@@ -93,6 +128,7 @@ class StoredLayer:
     down: Tensor | None = None
     output_bias: Tensor | None = None
     num_experts_per_tok: int | None = None
+    scales: DownScales = DownScales()
 
     def sizes(self, layout: Layout) -> LayerSizes:
         """How many neurons are where."""
@@ -122,6 +158,29 @@ class StoredLayer:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
         return weights if self.down is None else replace(weights, down=self.down)
 
+    def written(self, weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
+        """The FFN as it is written in this type, its down_proj multiplied by the scales."""
+        served = self.served(weights)
+        return replace(served, down=self._scaled(served.down)).to(dtype)
+
+    def read_back(self, weights: GLUWeights, dtype: torch.dtype) -> GLUWeights:
+        """The FFN that a file of this type serves, in float32, the scales taken back."""
+        written = self.written(weights, dtype).to(torch.float32)
+        return replace(written, down=self._unscaled(written.down))
+
+    def _scaled(self, down: Tensor) -> Tensor:
+        return down if self.scales == DownScales() else down.float() * self._neuron_scales()
+
+    def _unscaled(self, down: Tensor) -> Tensor:
+        return down if self.scales == DownScales() else down / self._neuron_scales()
+
+    def _neuron_scales(self) -> Tensor:
+        """The scale of every neuron, [F] float32."""
+        num_neurons = len(self.shared_neurons) + sum(len(neurons) for neurons in self.expert_neurons)
+        scales = torch.full((num_neurons,), self.scales.routed)
+        scales[self.shared_neurons] = self.scales.shared
+        return scales
+
 
 @dataclass(frozen=True)
 class ServedRouting:
@@ -129,7 +188,7 @@ class ServedRouting:
 
     Attributes:
         chosen: Expert ids [T, K].
-        weights: Weight of every expert [T, E].
+        weights: Weight of every expert [T, E], with the scale of its down_proj counted in.
         tied: Whether the choice hangs on two equal scores [T].
     """
 
@@ -161,8 +220,12 @@ class Format(Protocol):
         """The FFN tensors of one layer under their names on disk."""
         ...
 
+    def stock_ffn(self, layer: torch.nn.Module) -> torch.nn.Module:
+        """The FFN of a stock decoder layer, as one module."""
+        ...
+
     def set_all_experts_on(self, mlp: torch.nn.Module) -> None:
-        """Make a stock FFN module run every expert with weight one."""
+        """Make what `stock_ffn` gave run every expert with weight one."""
         ...
 
     def load_layer(self, module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -196,7 +259,7 @@ def stored_ffn(
     """
     routing = form.reference_routing(x, stored, layout)
     weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
-    served = stored.served(weights).to(dtype).to(torch.float32)
+    served = stored.read_back(weights, dtype)
     scale = stored.neuron_weights(weight, weights.num_neurons)
     return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
 

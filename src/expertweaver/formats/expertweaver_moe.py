@@ -17,16 +17,33 @@ from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.formats.base import Capabilities, Layout, ServedRouting, StoredLayer, alike
+from expertweaver.formats.parts.layer import mlp_of as stock_ffn
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, Router
 from expertweaver.partition.budget import GROUPED_BLOCK
 from expertweaver.registry import PACKAGE_FOLDER
 from expertweaver.serving.registration import register
+
+__all__ = [
+    "CAPABILITIES",
+    "check",
+    "config",
+    "layer_tensors",
+    "load_layer",
+    "reference_routing",
+    "set_all_experts_on",
+    "stock_ffn",
+    "store_layer",
+]
 
 register()
 
 MODELING_FILE = PACKAGE_FOLDER / "serving" / "modeling_expertweaver_moe.py"
 
 CAPABILITIES = Capabilities(
+    engines=(),
+    selection_bias=True,
+    layer_adaptive_share=True,
+    shared_expert="optional",
     needs=frozenset({Need.OUTPUT_BIAS, Need.UNEQUAL_LAYERS, Need.OVERLAPPING_EXPERTS}),
     source_layout=True,
     side_files=(Path(MODELING_FILE),),
@@ -111,7 +128,7 @@ def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> St
 
 def layer_tensors(layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:
     """Slice the FFN into shared and routed experts under their names in our own class."""
-    served = stored.served(weights).to(dtype)
+    served = stored.written(weights, dtype)
     tensors = {"router.weight": stored.router_weight, "router.bias": stored.selection_bias}
     if len(stored.shared_neurons):
         shared = served.slice(stored.shared_neurons)

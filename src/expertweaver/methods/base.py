@@ -130,6 +130,34 @@ def oracle_design(rank: Literal["gate", "contribution"], weights: GLUWeights, bu
     return LayerDesign(everyone, NeuronOracle(rank, budget.active_slices * budget.slice_width))
 
 
+class SharingSection(MethodSection):
+    """What the options of methods derive from that share as many slices in every layer and route without a bias."""
+
+    num_shared_slices: int
+
+    def fixed_share(self, budget: SliceBudget) -> int:
+        """As many as asked for, as far as the budget allows."""
+        return min(self.num_shared_slices, budget.max_shared)
+
+    @property
+    def share_setting(self) -> str:
+        """The option that says how many."""
+        return "method.num_shared_slices"
+
+
+class PruningSection(MethodSection):
+    """What the options of methods derive from whose designs are `pruned_design`s."""
+
+    @property
+    def needs_selection_bias(self) -> bool:
+        """The bias says which experts always run and which never do."""
+        return True
+
+    def fixed_share(self, budget: SliceBudget) -> int:
+        """As much as can be shared."""
+        return budget.max_shared
+
+
 class OracleSection(MethodSection):
     """What the options of oracles derive from."""
 

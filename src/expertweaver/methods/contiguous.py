@@ -11,14 +11,13 @@ import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import same_shared, sliced_design
+from expertweaver.methods.base import SharingSection, same_shared, sliced_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
 
 
-class Options(MethodSection):
+class Options(SharingSection):
     """Options of the split in order."""
 
     name: str = "contiguous"

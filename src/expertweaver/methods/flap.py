@@ -15,14 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import pruned_design, remaining_neurons
+from expertweaver.methods.base import PruningSection, pruned_design, remaining_neurons
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, Partition, Router
 from expertweaver.partition.allocation import Allocation, kept_over_layers, strongest_neurons
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
 
 
-class Options(MethodSection):
+class Options(PruningSection):
     """Options of FLAP."""
 
     name: str = "flap"

@@ -13,14 +13,21 @@ import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import gathered, random_order, remaining_neurons, same_shared, sliced_design
+from expertweaver.methods.base import (
+    SharingSection,
+    gathered,
+    random_order,
+    remaining_neurons,
+    same_shared,
+    sliced_design,
+)
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection, Seed
+from expertweaver.recipe.schema import Seed
 
 
-class Options(MethodSection):
+class Options(SharingSection):
     """Options of LLaMA-MoE's splits."""
 
     name: str = "llama_moe"

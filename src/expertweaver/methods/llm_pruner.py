@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import gathered, pruned_design
+from expertweaver.methods.base import PruningSection, gathered, pruned_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
 
 
-class Options(MethodSection):
+class Options(PruningSection):
     """Options of LLM-Pruner: none of its own."""
 
     name: str = "llm_pruner"

@@ -12,16 +12,16 @@ import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import same_shared
+from expertweaver.methods.base import SharingSection, same_shared
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection, Seed
+from expertweaver.recipe.schema import Seed
 from expertweaver.router.mean_gate import mean_gate_router
 
 
-class Options(MethodSection):
+class Options(SharingSection):
     """Options of MoEfication."""
 
     name: str = "moefication"

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import random_order, same_shared, sliced_design
+from expertweaver.methods.base import SharingSection, random_order, same_shared, sliced_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection, Seed
+from expertweaver.recipe.schema import Seed
 
 
-class Options(MethodSection):
+class Options(SharingSection):
     """Options of the random split."""
 
     name: str = "random"

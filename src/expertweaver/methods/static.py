@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import pruned_design
+from expertweaver.methods.base import PruningSection, pruned_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
-from expertweaver.recipe.schema import MethodSection
 
 
-class Options(MethodSection):
+class Options(PruningSection):
     """Options of static pruning."""
 
     name: str = "static"

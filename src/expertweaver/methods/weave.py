@@ -50,12 +50,16 @@ class Options(MethodSection):
     name: str = "weave"
     repair: bool = Field(default=True, description="Repair down_proj by least squares, layer after layer.")
     shared_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        default="auto", description="Share of all slices that is shared; auto: what captures most, layer by layer."
+        default="auto",
+        description="Share of all slices that is shared in every layer; auto: what captures most, layer by layer.",
     )
     clusters: Literal["predictable", "coactivation"] = Field(
         default="predictable", description="Cluster neurons by what the router can tell of them, or by co-activation."
     )
     rounds: int = Field(default=4, ge=0, description="Rounds of reassignment and router refit.")
+    router_bias: bool = Field(
+        default=True, description="Fit the router with a bias, which formats without a selection bias cannot hold."
+    )
     router_ridge: float = Field(default=1e-3, gt=0, description="Ridge of the router, relative.")
     router_steps: int = Field(default=600, ge=0, description="Gradient steps that refine the fitted router.")
     cluster_tokens: Annotated[int, Field(ge=256)] | Literal["auto"] = Field(
@@ -73,6 +77,28 @@ class Options(MethodSection):
         if self.cluster_tokens != "auto":
             return self.cluster_tokens
         return min(max(SAMPLE_ACTIVATIONS // intermediate_size, 8192), 65536)
+
+    @property
+    def needs_selection_bias(self) -> bool:
+        """Unless the router is fitted without a bias."""
+        return self.router_bias
+
+    @property
+    def bias_setting(self) -> str:
+        """The router fitted without one."""
+        return "method.router_bias=false"
+
+    def fixed_share(self, budget: SliceBudget) -> int | None:
+        """The share asked for, at least one slice unless it is zero; None where layers choose for themselves."""
+        if self.shared_share == "auto":
+            return None
+        wanted = max(1, int(self.shared_share * budget.num_slices + 0.5)) if self.shared_share else 0
+        return min(wanted, budget.max_shared)
+
+    @property
+    def share_setting(self) -> str:
+        """The option that fixes it for all layers."""
+        return "method.shared_share"
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """Activations and inputs of the sample (each in several forms), and those of a batch of tokens or neurons."""
@@ -96,9 +122,8 @@ def allocate(
     options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
 ) -> list[Allocation]:
     """At least one shared slice in every layer, because stock engines want one; the same share everywhere if given."""
-    if options.shared_share == "auto":
-        return same_shared(min(1, budget.max_shared), num_layers, budget)
-    return same_shared(max(1, int(options.shared_share * budget.num_slices + 0.5)), num_layers, budget)
+    fixed = options.fixed_share(budget)
+    return same_shared(min(1, budget.max_shared) if fixed is None else fixed, num_layers, budget)
 
 
 def design(
@@ -112,7 +137,7 @@ def design(
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
     num_tokens = options.num_cluster_tokens(weights.num_neurons)
     sample = _Sample.of(evidence, weights.to(torch.float32), num_tokens)
-    regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge)
+    regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge, with_bias=options.router_bias)
     features = _features(options, layer, sample, regressor, budget)
     counts = _shared_counts(options, allocation, budget)
     weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]

@@ -59,7 +59,11 @@ def choose_by_sigmoid(
         Expert ids [T, K], and whether the choice hangs on a tie [T]: the best expert left out scored exactly as
         the worst one chosen, so another implementation may rightly choose the other.
     """
-    scores = sigmoid_scores(x, weight) + selection_bias.float()
+    return choose_largest(sigmoid_scores(x, weight) + selection_bias.float(), num_experts_per_tok)
+
+
+def choose_largest(scores: Tensor, num_experts_per_tok: int) -> tuple[Tensor, Tensor]:
+    """Expert ids [T, K] of the largest scores [T, E], ties to the lower id, and whether the choice hangs on one [T]."""
     ordered = scores.sort(dim=-1, descending=True, stable=True)
     padded = torch.nn.functional.pad(ordered.values, (0, 1), value=-torch.inf)
     tied = padded[:, num_experts_per_tok - 1] == padded[:, num_experts_per_tok]

@@ -6,12 +6,15 @@ not part of the recipe: the same recipe gives the same weights anywhere.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from expertweaver.modeling.values import Need
 from expertweaver.registry import load_module, module_names, require_known
+
+if TYPE_CHECKING:
+    from expertweaver.partition.budget import SliceBudget
 
 
 class Section(BaseModel):
@@ -102,6 +105,25 @@ class MethodSection(Section):
         """What to set instead where a format cannot hold the design."""
         return "method.name=weave"
 
+    @property
+    def needs_selection_bias(self) -> bool:
+        """Whether the router scores experts with a bias, which some formats cannot hold."""
+        return False
+
+    @property
+    def bias_setting(self) -> str | None:
+        """What to set for a router without a bias; None where nothing gives one."""
+        return None
+
+    def fixed_share(self, budget: SliceBudget) -> int | None:
+        """Shared slices of every layer where the options fix them; None where layers may share unlike."""
+        return None
+
+    @property
+    def share_setting(self) -> str | None:
+        """The key that fixes the shared slices; None where none does."""
+        return None
+
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """Bytes that designing a layer needs beyond its weights and statistics."""
         return 0
@@ -121,8 +143,11 @@ class BudgetSection(Section):
 DEFAULT_METHOD = "weave"
 
 
+AUTO_FORMAT = "auto"
+
+
 def _known_format(name: str) -> str:
-    require_known("output.format", name, module_names("formats"))
+    require_known("output.format", name, [AUTO_FORMAT, *module_names("formats")])
     return name
 
 
@@ -130,7 +155,8 @@ class OutputSection(Section):
     """The form of the converted checkpoint."""
 
     format: Annotated[str, AfterValidator(_known_format)] = Field(
-        default="glm4_moe", description="Target architecture; see `expertweaver ls formats`."
+        default="glm4_moe",
+        description="Target architecture; see `expertweaver ls formats`. auto: one that holds the pair exactly.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Type of the written weights; auto keeps the source's."

@@ -42,7 +42,8 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
         tokens = torch.randint(inputs.num_tokens, (count,), generator=generator)
         z = inputs.whitened[tokens]
         slope = _slope(z @ weight.T + bias, gain[tokens], start.num_experts_per_tok)
-        weight.grad, bias.grad = slope.T @ z / count, slope.mean(dim=0)
+        weight.grad = slope.T @ z / count
+        bias.grad = slope.mean(dim=0) if inputs.with_bias else torch.zeros_like(bias)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         optimizer.step()
     unwhitened = torch.linalg.solve_triangular(inputs.factor, weight.double(), upper=False, left=False)

@@ -33,22 +33,24 @@ class RidgeRegressor:
     """The inputs' part of a ridge regression, factored once and used for many targets.
 
     Attributes:
-        mean: Of the inputs, [H] float64.
+        mean: Of the inputs, [H] float64; zero without a bias.
         centred: Inputs minus mean, [T, H].
         factor: Lower Cholesky factor of centred'centred + ridge, [H, H] float64.
     """
 
-    def __init__(self, ffn_input: Tensor, *, ridge: float) -> None:
+    def __init__(self, ffn_input: Tensor, *, ridge: float, with_bias: bool = True) -> None:
         """Factor the inputs.
 
         Args:
             ffn_input: Inputs [T, H].
             ridge: Relative to the mean diagonal of the Gram matrix.
+            with_bias: Fit an intercept; without one the inputs are not centred, and every router's bias is zero.
 
         Raises:
             PartitionError: The ridge is too small to factor the Gram matrix.
         """
-        self.mean = ffn_input.double().mean(dim=0)
+        self.with_bias = with_bias
+        self.mean = ffn_input.double().mean(dim=0) * with_bias
         self.centred = ffn_input - self.mean.float()
         gram = (self.centred.T @ self.centred).double()
         scale = gram.diagonal().mean().clamp_min(1e-30)
@@ -83,7 +85,7 @@ class RidgeRegressor:
 
         Source: METHODS, weave step 3; D2DMoE (2310.04361) regresses the same norms with an MLP.
         """
-        centre = target.double().mean(dim=0)
+        centre = target.double().mean(dim=0) * self.with_bias
         cross = (self.centred.T @ (target - centre.float())).double()
         weight = torch.cholesky_solve(cross, self.factor).T
         return stored_form(weight, centre, self.mean, num_experts_per_tok)

@@ -71,7 +71,8 @@ def all_of(traffic: LayerTraffic) -> tuple[Tensor, Tensor]:
     return torch.cat([b.x for b in batches]), torch.cat([b.target for b in batches])
 
 
-TESTED = ("qwen2", "qwen3", "phi3", "llama-tied", "mistral-window", "qwen2-window", "olmo2", "gemma2", "gemma3")
+TESTED = ["qwen2", "qwen3", "phi3", "phi3-longrope", "llama-tied", "mistral", "mistral-window", "granite", "gemma"]
+TESTED += ["internlm3", "seed_oss", "qwen2-window", "olmo2", "gemma2", "gemma3"]
 
 
 @pytest.mark.parametrize("variant", TESTED)
@@ -88,7 +89,8 @@ def test_both_streams_are_those_of_the_stock_model(variant: str, tmp_path: Path)
         assert torch.allclose(x, expected_half[layer][0], atol=1e-4)
         residual = streams.converted[valid].clone()
         if dense.family.output_norm is None:
-            assert torch.allclose(residual + target, expected_dense[layer][1], atol=1e-4), "target + residual is dense"
+            expected = residual + dense.traits.scales.residual * target
+            assert torch.allclose(expected, expected_dense[layer][1], atol=1e-4), "target + residual is dense"
         else:
             own = dense_ffn(expected_dense[layer][0], weights.to(torch.float32), activation(weights.hidden_act))
             assert torch.allclose(target, own, atol=1e-4), "the target is what the dense FFN puts out"

@@ -6,7 +6,13 @@ from torch.nn.functional import silu
 
 from expertweaver.formats import glm4_moe
 from expertweaver.formats.base import Layout, stored_ffn, uniform_layout
-from expertweaver.formats.glm4_moe import MAX_ABS_LOGIT, fold_router, layer_tensors, reference_routing, store_layer
+from expertweaver.formats.parts.sigmoid import (
+    MAX_ABS_LOGIT,
+    fold_router,
+    layer_tensors,
+    reference_routing,
+    store_layer,
+)
 from expertweaver.modeling.reference import choose_experts
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation

@@ -65,3 +65,12 @@ def test_it_is_in_stored_form_and_repeatable() -> None:
     assert torch.equal(first.weight, again.weight)
     assert torch.equal(first.bias, again.bias)
     assert not torch.equal(first.weight, other.weight)
+
+
+def test_a_router_without_a_bias_is_refined_without_one() -> None:
+    x, gain = problem()
+    inputs = RidgeRegressor(x[:3000], ridge=1e-6, with_bias=False)
+    start = inputs.fit(gain[:3000], CHOSEN)
+    refined = refine_router(inputs, gain[:3000], start, steps=200, seed=0)
+    assert not refined.bias.any()
+    assert captured(x[3000:], gain[3000:], refined) > captured(x[3000:], gain[3000:], start)

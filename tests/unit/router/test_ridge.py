@@ -69,3 +69,16 @@ def test_directions_are_correlated_as_the_predictable_parts_are() -> None:
     cosine = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(found, dim=1).T
     assert torch.allclose(cosine, torch.corrcoef(predictable), atol=0.05)
     assert torch.allclose(found.norm(dim=1), predictable.std(dim=1), rtol=0.05)
+
+
+def test_without_a_bias_the_weights_stand_in_for_it() -> None:
+    """Inputs whose mean is not zero can express a bias; a router cut off its bias is worse than one fitted without."""
+    g = generator()
+    x = torch.randn(4000, 8, generator=g) + 3
+    target = x @ torch.randn(5, 8, generator=g).T + 4 * torch.randn(5, generator=g)
+    wanted = target.topk(2, dim=1).indices
+    fitted = RidgeRegressor(x, ridge=1e-8).fit(target, 2)
+    plain = RidgeRegressor(x, ridge=1e-8, with_bias=False).fit(target, 2)
+    assert not plain.bias.any()
+    cut = Router(fitted.weight, torch.zeros(5), 2)
+    assert agreement(x, cut, wanted) + 0.05 < agreement(x, plain, wanted) < agreement(x, fitted, wanted)

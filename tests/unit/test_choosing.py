@@ -1,0 +1,121 @@
+"""Which format is chosen, and what is said of those that were not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.families import save_text, save_variant
+
+from expertweaver import convert, make_recipe, plan
+from expertweaver.choosing import by_preference, choose_format, format_problems
+from expertweaver.dense.model import DenseModel, open_dense
+from expertweaver.errors import ArchitectureError
+from expertweaver.partition.budget import SliceBudget
+from expertweaver.recipe.schema import MethodSection, method_options
+from expertweaver.registry import module_names
+
+BUDGET = SliceBudget(num_slices=8, slice_width=8, active_slices=4)
+
+
+def method(name: str, **options: Any) -> MethodSection:
+    return method_options(name).model_validate({"name": name, **options})
+
+
+PLAIN_WEAVE = method("weave", router_bias=False, shared_share=0.25)
+ROUTED_WEAVE = method("weave", router_bias=False, shared_share=0)
+
+
+def dense(variant: str, folder: Path) -> DenseModel:
+    return open_dense(str(save_variant(variant, folder / variant)))
+
+
+def test_the_default_format_is_tried_first_and_then_the_best_known() -> None:
+    order = by_preference()
+    assert order[0] == "glm4_moe"
+    assert sorted(order) == module_names("formats")
+    assert order.index("qwen2_moe") < order.index("dots1") < order.index("solar_open")
+
+
+@pytest.mark.parametrize(
+    ("variant", "section", "expected"),
+    [
+        ("llama", method("weave"), "glm4_moe"),
+        ("llama", PLAIN_WEAVE, "glm4_moe"),
+        ("qwen3", method("static"), "glm4_moe"),
+        ("granite", PLAIN_WEAVE, "granitemoeshared"),
+        ("granite", ROUTED_WEAVE, "granitemoeshared"),
+        ("mistral-window", ROUTED_WEAVE, "mixtral"),
+        ("mistral-window", method("random", num_shared_slices=0), "mixtral"),
+    ],
+)
+def test_auto_takes_the_first_exact_format(variant: str, section: MethodSection, expected: str, tmp_path: Path) -> None:
+    choice = choose_format("auto", dense(variant, tmp_path), "float32", section, BUDGET)
+    assert choice.name == expected
+    assert choice.notes[0].startswith(f"format {expected}, chosen by auto: it holds this model and method exactly")
+    assert ("glm4_moe cannot hold" in choice.notes[0]) == (expected != "glm4_moe")
+
+
+def test_a_pair_that_no_format_holds_is_refused_with_the_reason_of_each(tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        choose_format("auto", dense("granite", tmp_path), "float32", method("weave"), BUDGET)
+    problems = {problem.where: problem for problem in caught.value.problems}
+    assert list(problems) == [f"format {name}" for name in by_preference()]
+    last = problems["format granitemoeshared"]
+    assert last.found == "a router with a bias; a shared share that each layer chooses"
+    assert last.fix == "Set method.router_bias=false."
+    assert "residual 0.3" in problems["format glm4_moe"].found
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "found", "fix"),
+    [
+        ("qwen2_moe", method("weave", shared_share=0.25), "a router with a bias", "method.router_bias=false"),
+        ("qwen2_moe", method("static"), "a router with a bias", "another method"),
+        ("qwen2_moe", method("weave", router_bias=False), "that each layer chooses", "method.shared_share to a number"),
+        ("qwen2_moe", ROUTED_WEAVE, "no shared slice", "method.shared_share to a number"),
+        ("qwen2_moe", method("expertweaver"), "that each layer chooses", "another method"),
+        ("mixtral", PLAIN_WEAVE, "2 shared slices", "method.shared_share to 0"),
+        ("mixtral", method("random"), "1 shared slices", "method.num_shared_slices to 0"),
+        ("mixtral", method("cmoe"), "|gate_act * up_value|", "expertweaver compare"),
+    ],
+)
+def test_a_method_that_a_format_cannot_hold_is_refused(
+    name: str, section: MethodSection, found: str, fix: str, tmp_path: Path
+) -> None:
+    [problem] = format_problems(name, dense("llama", tmp_path), "float32", section, BUDGET)
+    assert problem.where == f"method {section.name}"
+    assert name in problem.expected
+    assert found in problem.found
+    assert fix in problem.fix
+
+
+def test_what_an_engine_leaves_out_is_told(tmp_path: Path) -> None:
+    notes = choose_format("mixtral", dense("mistral-window", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes
+    assert len(notes) == 1
+    assert "llama.cpp would not serve a sliding window" in notes[0]
+    assert choose_format("mixtral", dense("mistral", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes == ()
+    [note] = choose_format("glm4_moe", dense("phi3-longrope", tmp_path), "float32", method("weave"), BUDGET).notes
+    assert "beyond 32 tokens" in note
+
+
+def test_the_choice_is_made_by_the_plan_and_kept_in_the_manifest(tmp_path: Path) -> None:
+    settings = {
+        "format": "auto",
+        "num_slices": 8,
+        "mlp_sparsity": 0.5,
+        "method.router_bias": False,
+        "method.shared_share": 0.25,
+        "calibration": [str(save_text(tmp_path / "text.jsonl"))],
+        "calibration.sequence_length": 32,
+    }
+    recipe = make_recipe(save_variant("granite", tmp_path / "granite"), settings=settings)
+    todo = plan(recipe, estimate_time=False)
+    assert todo.format == "granitemoeshared"
+    done = convert(recipe, tmp_path / "out")
+    assert done.manifest["format"] == "granitemoeshared"
+    assert done.manifest["recipe"]["output"]["format"] == "auto"
+    assert todo.warnings[0] in done.manifest["warnings"]
+    assert {layer["num_shared"] for layer in done.manifest["layers"]} == {2}
+    assert done.manifest["layers"][1]["measures"]["error"] < done.manifest["layers"][1]["measures"]["error_before"]
