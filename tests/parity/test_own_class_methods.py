@@ -48,7 +48,7 @@ def test_an_ffn_runs_the_recorded_neurons_and_the_bias(converted: tuple[str, Pat
     dense, owners = open_dense(str(source)), load_file(done.path / "expertweaver" / "partition.safetensors")
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)
     x = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(3))
-    widths = []
+    widths, neurons = [], torch.empty(0)
     for index, layer in enumerate(model.model.layers):
         kept = {k.removeprefix(f"{index}."): v for k, v in owners.items() if k.startswith(f"{index}.")}
         experts, router = unpack_experts(kept), layer.mlp.router

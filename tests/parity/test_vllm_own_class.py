@@ -27,6 +27,7 @@ PYTHON = os.environ.get("EXPERTWEAVER_VLLM_PYTHON")
 SIZES = {**families.SIZES, "hidden_size": 128, "intermediate_size": 256}
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, head_dim=32),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **SIZES, head_dim=32, sliding_window=8, layer_types=families.KINDS, query_pre_attn_scalar=32
     ),

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.activations import ACT2FN
-from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 
 MODULE = __name__.rsplit(".", 1)[-1]
 AUTO_MAP = {
@@ -219,18 +219,20 @@ class _SparseModel(PreTrainedModel):
     config_class = ExpertWeaverMoeConfig
     base_model_prefix = "model"
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("router",)
+    _keep_in_fp32_modules_strict: Any = ("router",)
     _stock_classes: Any = None
 
     def __new__(cls, config: ExpertWeaverMoeConfig | None = None, *args: Any, **kwargs: Any) -> Any:
         """Choose the stock class by `config.dense_model_type`; a copy of a finished model brings no config."""
-        return super().__new__(cls if config is None else _over_stock(cls, config.dense_model_type))
+        kind: Any = cls if config is None else _over_stock(cls, config.dense_model_type)
+        return super().__new__(kind)
 
     def __init__(self, config: ExpertWeaverMoeConfig) -> None:
         wanted = config._experts_implementation
         config._experts_implementation = "eager"  # the stock model inside knows no experts and would refuse another
         super().__init__(config)
-        for index, layer in enumerate(getattr(self, self.base_model_prefix, self).layers):
+        decoder: Any = getattr(self, self.base_model_prefix, self)
+        for index, layer in enumerate(decoder.layers):
             layer.mlp = ExpertWeaverMoeSparseMLP(config, index)
         config._experts_implementation = self.get_correct_experts_implementation(wanted)
         self.post_init()

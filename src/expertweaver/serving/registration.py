@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 
 def register() -> None:
     """Register `expertweaver_moe` with transformers' AutoConfig, AutoModel and AutoModelForCausalLM.
@@ -28,7 +30,5 @@ def vllm_plugin() -> None:
     vLLM runs it in every process. It serves the class by its Transformers backend: attention is vLLM's, and the sparse
     FFN is our own module as it is, because vLLM's expert kernels know neither unequal layers nor a plain sum.
     """
-    from vllm import ModelRegistry
-
     register()
-    ModelRegistry.register_model(ARCHITECTURE, VLLM_BACKEND)
+    importlib.import_module("vllm").ModelRegistry.register_model(ARCHITECTURE, VLLM_BACKEND)
