@@ -208,7 +208,7 @@ KINDS = (
     ),
     Case(
         "sliding window in some layers",
-        Complaint(CONFIG, "full attention", "a sliding window of 16 in a context of 128", "without a window"),
+        Complaint("dense", "full attention", "a sliding window of 16 in a context of 128", "--format auto"),
         config(model_type="qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1),
         error=ARCHITECTURE,
     ),
