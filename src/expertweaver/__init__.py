@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from expertweaver.recipe.schema import Recipe
     from expertweaver.report.page import write_report
     from expertweaver.serving.index_loop import use_index_loop
+    from expertweaver.serving.registration import register
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ _HOMES = {
     "benchmark": "expertweaver.bench.run",
     "Benchmark": "expertweaver.bench.results",
     "BenchOptions": "expertweaver.bench.request",
+    "register": "expertweaver.serving.registration",
     "measure_speed": "expertweaver.bench.speed",
     "use_index_loop": "expertweaver.serving.index_loop",
     "write_report": "expertweaver.report.page",
@@ -84,6 +86,7 @@ __all__ = [
     "measure_speed",
     "plan",
     "push",
+    "register",
     "use_index_loop",
     "write_report",
 ]

@@ -75,9 +75,11 @@ def _method_problems(name: str, method: MethodSection, budget: SliceBudget | Non
 
     can = load_format(name).CAPABILITIES
     where, expected = f"method {method.name}", f"what the format {name} can hold"
-    if method.beyond_stock is not None:
+    if lacking := [need for need in method.needs if need not in can.needs]:
         fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
-        return [Problem(where, expected, method.beyond_stock, fix)]
+        if others := [other for other in module_names("formats") if _holds(other, method)]:
+            fix = f"Pass --format {' or '.join(others)}. Or c{fix[1:]}"
+        return [Problem(where, expected, " and ".join(lacking), fix)]
     problems = []
     if method.needs_selection_bias and not can.selection_bias:
         fix = f"Set {method.bias_setting}." if method.bias_setting else OTHER_METHOD
@@ -89,6 +91,13 @@ def _method_problems(name: str, method: MethodSection, budget: SliceBudget | Non
         fix = f"Set {method.share_setting} to {value}." if method.share_setting else OTHER_METHOD
         problems.append(Problem(where, expected, found, fix))
     return problems
+
+
+def _holds(name: str, method: MethodSection) -> bool:
+    """Whether a format holds all that a method's designs need beyond the common."""
+    from expertweaver.formats.base import load_format
+
+    return set(method.needs) <= load_format(name).CAPABILITIES.needs
 
 
 OTHER_METHOD = "Use another method, such as weave with method.router_bias=false and a fixed method.shared_share."

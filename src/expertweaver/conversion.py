@@ -19,7 +19,7 @@ from expertweaver.calibration.samples import CalibrationSet, build_calibration_s
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
-from expertweaver.checkpoint.finished import FinishedLayers
+from expertweaver.checkpoint.finished import FinishedLayers, pack_experts
 from expertweaver.checkpoint.folder import OutputFolder, write_text
 from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
@@ -29,6 +29,7 @@ from expertweaver.checkpoint.writer import LayerWriter
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
 from expertweaver.machine import available_memory
 from expertweaver.methods.base import load_method
+from expertweaver.modeling.values import Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.planning import Plan, few_tokens, plan
 from expertweaver.progress import SILENT, Progress
@@ -94,6 +95,7 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         remarks = [*_allocation_warnings(allocations, layout, todo.format), *_routing_warnings(finished)]
         for remark in remarks:
             progress.note(remark)
+        layout = replace(layout, layers=tuple(stored.sizes(layout) for stored in finished))
         manifest = {"name": Path(out).name} | _write_sidecars(
             todo, calibration, layout, finished, [*todo.warnings, *short, *remarks], folder.partial
         )
@@ -226,6 +228,8 @@ def _write_sidecars(
     form = load_format(todo.format)
     config = form.config(todo.dense, layout, todo.torch_dtype)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    for file in form.CAPABILITIES.side_files:
+        shutil.copyfile(file, folder / file.name)
     for pattern in COPIED_FILES:
         for file in sorted(todo.dense.folder.path.glob(pattern)):
             if file.is_file():
@@ -235,7 +239,7 @@ def _write_sidecars(
     owners = {}
     for layer, design in enumerate(finished):
         owners[f"{layer}.shared_neurons"] = design.shared_neurons
-        owners[f"{layer}.expert_neurons"] = design.expert_neurons
+        owners |= {f"{layer}.{name}": tensor for name, tensor in pack_experts(design.expert_neurons).items()}
     write_shard(record / "partition.safetensors", owners)
     num_params = sum(
         info.num_elements
@@ -263,6 +267,7 @@ def _verify(
         calibration,
         dtype=todo.torch_dtype,
         memory_budget=available_memory() // 2,
+        is_partition=Need.OVERLAPPING_EXPERTS not in todo.recipe.method.needs,
     )
 
 

@@ -153,13 +153,15 @@ class Needs:
     def _hidden_bytes(self) -> tuple[int, int]:
         """Bytes of hidden states in memory and on disk, where a stream lives that is too large.
 
-        One stream for statistics; two and the FFN's inputs where layers are converted in sequence.
+        One stream for statistics; two and the FFN's inputs where layers are converted in sequence, and the dense
+        FFN's outputs where a norm follows them.
         """
         from expertweaver.calibration.capture import IN_MEMORY_BYTES
 
         width = 2 if self.recipe.calibration.compute_dtype == "bfloat16" else 4
         stream = self.num_tokens * self.dense.dims.hidden_size * width
-        sequential = 3 if self.recipe.method.is_sequential else 0
+        streams = 3 if self.dense.family.output_norm is None else 4
+        sequential = streams if self.recipe.method.is_sequential else 0
         if stream <= IN_MEMORY_BYTES:
             return max(sequential, 1) * stream, 0
         return 0, (sequential + (0 if self.recipe.method.reads_traffic else 1)) * stream

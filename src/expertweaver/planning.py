@@ -15,6 +15,7 @@ from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
+from expertweaver.modeling.values import Need
 from expertweaver.partition.budget import ENGINE_BLOCK, FAST_WIDTH, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
@@ -219,6 +220,10 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
         warnings.append(
             f"transformers' grouped experts kernel needs widths that are multiples of {GROUPED_BLOCK}: config.json "
             "selects its plain loop over experts instead"
+        )
+    if Need.OVERLAPPING_EXPERTS in recipe.method.needs:
+        warnings.append(
+            "experts overlap: a neuron is stored once for each that has it, which num_params here leaves out"
         )
     if recipe.method.repair:
         warnings += few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)

@@ -192,7 +192,7 @@ KINDS = (
     refused_type("gpt2", ", which is not convertible: its FFN is not gated"),
     refused_type("smollm3", ", which is not convertible: some of its layers have no rotary positions"),
     refused_type("mixtral", ", which is not convertible: it is a Mixture-of-Experts already"),
-    refused_type("gemma2", ", which is not convertible: it normalises the FFN's output"),
+    refused_type("gemma3", ", which is not convertible: it sees pictures too"),
     refused_type("made_up", ""),
     Case(
         "quantised",
@@ -208,7 +208,7 @@ KINDS = (
     ),
     Case(
         "sliding window in some layers",
-        Complaint(CONFIG, "full attention", "a sliding window of 16 in a context of 128", "without a window"),
+        Complaint("dense", "full attention", "a sliding window of 16 in a context of 128", "--format auto"),
         config(model_type="qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1),
         error=ARCHITECTURE,
     ),

@@ -128,20 +128,28 @@ FILES = (
 
 
 def beyond_stock(method: str, found: str, fix: str, *settings: str) -> Case:
-    """A method whose design no checkpoint can hold."""
-    words = Complaint(f"method {method}", "what the format glm4_moe can hold", found, f"`expertweaver compare`, {fix}")
+    """A method whose design the default format cannot hold, or no format at all."""
+    words = Complaint(f"method {method}", "what the format glm4_moe can hold", found, fix)
     arguments = ("--method", method, *(word for setting in settings for word in ("--set", setting)))
     return Case(" ".join(("beyond", method, *settings)), words, arguments=arguments, error="ArchitectureError")
 
 
 BEYOND = (
-    beyond_stock("abstopk", "an oracle's knowledge", "or set method.name=weave."),
-    beyond_stock("contribution_oracle", "an oracle's knowledge", "or set method.name=weave."),
-    beyond_stock("cmoe", "|gate_act * up_value| of one neuron", "or set method.name=weave."),
-    beyond_stock("read_me", "overlapping experts", "or set method.name=weave."),
-    beyond_stock("flap", "an output bias", "or set method.bias=false and method.scope=uniform."),
-    beyond_stock("flap", "layers of unequal width", "or set method.bias", "method.bias=false", "method.scope=global"),
-    beyond_stock("flap", "an output bias and layers of unequal width", "or set method.bias", "method.scope=global"),
+    beyond_stock("abstopk", "an oracle's knowledge", "`expertweaver compare`, or set method.name=weave."),
+    beyond_stock("contribution_oracle", "an oracle's knowledge", "`expertweaver compare`, or set method.name=weave."),
+    beyond_stock("cmoe", "|gate_act * up_value| of one neuron", "`expertweaver compare`, or set method.name=weave."),
+    beyond_stock("read_me", "overlapping experts", "Pass --format expertweaver_moe. Or compare it"),
+    beyond_stock(
+        "flap",
+        "an output bias",
+        "Pass --format expertweaver_moe. Or compare it with `expertweaver compare`, or set method.bias=false",
+    ),
+    beyond_stock(
+        "flap", "layers of unequal width", "Pass --format expertweaver_moe.", "method.bias=false", "method.scope=global"
+    ),
+    beyond_stock(
+        "flap", "an output bias and layers of unequal width", "Pass --format expertweaver_moe.", "method.scope=global"
+    ),
 )
 
 SEVERAL = (

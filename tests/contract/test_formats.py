@@ -18,19 +18,23 @@ from expertweaver import convert, make_recipe
 from expertweaver.conversion import Conversion
 from expertweaver.dense.family import families
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.formats.base import Format, load_format
+from expertweaver.formats.base import Capabilities, Format, load_format
 from expertweaver.modeling.reference import activation, dense_ffn
+from expertweaver.modeling.values import Need
 from expertweaver.registry import module_names
 
 MAX_DIFFERENCE = 2e-5
 """Largest |difference| of float32 logits (which span about 10) that re-association is allowed to make."""
 
+OWN = "expertweaver_moe"
+
 PAIRS = [
     (variant, name)
     for variant, names in ACCEPTED.items()
     for name in sorted(names - {"glm4_moe"} if variant not in ("llama", "qwen2", "qwen3") else names)
+    if name != OWN
 ]
-"""Converted here; tests/parity converts every model that glm4_moe accepts."""
+"""Converted here; tests/parity converts every model that glm4_moe accepts, and those of our own class."""
 
 
 @pytest.mark.parametrize("name", module_names("formats"))
@@ -42,6 +46,15 @@ def test_a_format_has_every_function_of_the_contract_with_its_parameters(name: s
         wanted = [p for p in inspect.signature(declared).parameters if p != "self"]
         assert list(inspect.signature(getattr(form, function)).parameters) == wanted, function
         assert inspect.getdoc(getattr(form, function)), function
+
+
+@pytest.mark.parametrize("name", module_names("formats"))
+def test_a_format_says_what_it_can_hold(name: str) -> None:
+    found = load_format(name).CAPABILITIES
+    assert isinstance(found, Capabilities)
+    assert all(isinstance(need, Need) for need in found.needs)
+    assert all(file.is_file() for file in found.side_files)
+    assert Need.ORACLE not in found.needs, "nothing that is served can know what an oracle knows"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +121,7 @@ def test_every_family_has_a_format_and_every_format_a_family() -> None:
     assert set().union(*ACCEPTED.values()) == set(module_names("formats"))
 
 
-@pytest.mark.parametrize("name", module_names("formats"))
+@pytest.mark.parametrize("name", [name for name in module_names("formats") if name != OWN])
 def test_a_type_that_is_not_exact_is_refused(name: str, sources: Callable[[str], Path]) -> None:
     [problem] = load_format(name).check(open_dense(str(sources(_first(name, but="gemma")))), torch.float16)
     assert (problem.where, problem.found) == ("output.dtype", "float16")

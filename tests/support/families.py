@@ -36,6 +36,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+KINDS = ["sliding_attention", "full_attention"]
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LONG_ROPE = {
     "rope_type": "longrope",
@@ -81,11 +82,30 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "phi3",
         lambda: transformers.Phi3Config(**{**SIZES, "sliding_window": None, "partial_rotary_factor": 0.5}),
     ),
+    "qwen2-window": (
+        "qwen2",
+        lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    ),
+    "olmo2": ("olmo2", lambda: transformers.Olmo2Config(**SIZES)),
+    "gemma2": (
+        "gemma2",
+        lambda: transformers.Gemma2Config(
+            **SIZES, head_dim=16, sliding_window=8, layer_types=KINDS, final_logit_softcapping=6.0
+        ),
+    ),
+    "gemma3": (
+        "gemma3",
+        lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, layer_types=KINDS),
+    ),
 }
 """Name of a variant, the family it belongs to, and its configuration."""
 
 PLAIN = {"glm4_moe", "solar_open", "qwen2_moe", "mixtral", "granitemoeshared"}
-ACCEPTED: dict[str, set[str]] = {
+STOCK_TARGETS: dict[str, set[str]] = {
+    "qwen2-window": set(),
+    "olmo2": set(),
+    "gemma2": set(),
+    "gemma3": set(),
     "gemma": {"granitemoeshared"},
     "granite": {"granitemoeshared"},
     "granite-biased": {"granitemoeshared"},
@@ -106,7 +126,8 @@ ACCEPTED: dict[str, set[str]] = {
     "seed_oss": {"glm4_moe", "qwen2_moe", "solar_open"},
     "qwen3": {"dots1", "glm4_moe", "qwen3_moe"},
 }
-"""Which formats hold which model exactly; the table of docs/formats.md says the same."""
+ACCEPTED = {variant: names | {"expertweaver_moe"} for variant, names in STOCK_TARGETS.items()}
+"""Which formats hold which model exactly; the table of docs/formats.md says the same. Our own class holds all."""
 
 
 def save_variant(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:

@@ -87,9 +87,9 @@ def embed_all(
     """Hidden states entering the first layer, [R, T, H], in memory or in a file of this name."""
     shape = torch.Size((*calibration.token_ids.shape, runner.dense.dims.hidden_size))
     hidden = hidden_buffer(shape, runner.dtype, scratch, name)
-    table = runner.embedding_table()
+    embed = runner.embedder()
     for rows in row_batches(calibration.sample_ids):
-        hidden[rows] = runner.embed(calibration.token_ids[rows], table)
+        hidden[rows] = embed(calibration.token_ids[rows])
     return hidden
 
 

@@ -98,7 +98,7 @@ def _batches(sample_ids: Tensor) -> tuple[Tensor, ...]:
 
 def _layer_inputs(runner: LayerRunner, token_ids: Tensor, sample_ids: Tensor) -> list[Tensor]:
     """Hidden states [R, T, H] entering each layer, and those leaving the last."""
-    states = [runner.embed(token_ids)]
+    states = [runner.embedder()(token_ids)]
     act = activation(runner.dense.dims.hidden_act)
     for layer in range(runner.dense.dims.num_hidden_layers):
         weights = runner.dense.read_ffn(layer).to(torch.float32)
@@ -117,13 +117,12 @@ def _layer_inputs(runner: LayerRunner, token_ids: Tensor, sample_ids: Tensor) ->
 
 def _head_gradient(runner: LayerRunner, hidden: Tensor, targets: Tensor) -> Tensor:
     """Gradient of the summed loss with respect to the last layer's output, [R, T, H]."""
-    norm = runner.norm().requires_grad_(False)
-    head = runner.dense.read("lm_head.weight").float() / runner.dense.traits.scales.logits
+    norm, head = runner.norm().requires_grad_(False), runner.head()
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     gradient = torch.zeros_like(flat)
     for tokens in (wanted != PADDING).nonzero().squeeze(-1).split(HEAD_TOKENS):
         part = flat[tokens].requires_grad_()
-        loss = torch.nn.functional.cross_entropy(norm(part) @ head.T, wanted[tokens], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(runner.logits(part, norm, head), wanted[tokens], reduction="sum")
         (gradient[tokens],) = torch.autograd.grad(loss, part)
     return gradient.view_as(hidden)
 

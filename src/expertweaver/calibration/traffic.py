@@ -1,7 +1,9 @@
 """Two streams of hidden states through a model that is being converted: as the dense model has them, and as converted.
 
 A layer is designed on what the converted layers before it put out, and repaired towards what the dense model puts out,
-so that errors do not add up (METHODS, weave step 6).
+so that errors do not add up (METHODS, weave step 6). Where the FFN's output passes a norm before it joins the residual
+stream, no linear change of the FFN reaches a given residual. The target is then what the dense model's FFN puts out:
+it makes good for what errors do to its input, but not for those that are in the residual stream already.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +20,8 @@ from torch import Tensor
 from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner, scaled
+from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.stock import scaled
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
@@ -32,7 +36,8 @@ class TrafficBatch:
 
     Attributes:
         x: FFN inputs in the converted model, [t, H] float32.
-        target: What the FFN would have to put out for the dense model's residual stream, [t, H] float32.
+        target: What the FFN would have to put out for the dense model's residual stream, or where its output is
+            normalised what the dense model's FFN puts out, [t, H] float32.
         judging: Tokens held back from every fit, [t] bool.
     """
 
@@ -47,7 +52,7 @@ class LayerTraffic:
     def __init__(
         self,
         inputs: Tensor,
-        residual: Tensor,
+        residual: Tensor | None,
         wanted: Tensor,
         valid: Tensor,
         judging: Tensor,
@@ -58,8 +63,8 @@ class LayerTraffic:
 
         Args:
             inputs: FFN inputs in the converted model, [R, T, H].
-            residual: Its residual stream before the FFN's output is added, [R, T, H].
-            wanted: The dense model's residual stream after its FFN, [R, T, H].
+            residual: Its residual stream before the FFN's output is added, [R, T, H]; None if `wanted` is without one.
+            wanted: The dense model's residual stream after its FFN, or what its FFN puts out, [R, T, H].
             valid: Which places hold a token, [R, T] bool.
             judging: Which of them are held back, [R, T] bool.
             residual_scale: What the FFN's output is multiplied by before it is added to the residual stream.
@@ -90,8 +95,9 @@ class LayerTraffic:
         for rows in row_batches(self.valid):
             tokens = chosen[rows]
             if tokens.any():
-                target = self.wanted[rows][tokens].float() - self.residual[rows][tokens].float()
-                target = scaled(target, 1 / self.residual_scale)
+                target = self.wanted[rows][tokens].float()
+                if self.residual is not None:
+                    target = scaled(target - self.residual[rows][tokens].float(), 1 / self.residual_scale)
                 yield TrafficBatch(self.inputs[rows][tokens].float(), target, self.judging[rows][tokens])
 
 
@@ -114,7 +120,10 @@ class Streams:
         self.act = activation(dense.dims.hidden_act)
         self.wanted = embed_all(self.runner, calibration, scratch, "hidden-dense.bin")
         self.converted = embed_all(self.runner, calibration, scratch, "hidden-converted.bin")
-        self.inputs = hidden_buffer(self.converted.shape, compute_dtype, scratch, "ffn-inputs.bin")
+        shape, normalised = self.converted.shape, dense.family.output_norm is not None
+        self.inputs = hidden_buffer(shape, compute_dtype, scratch, "ffn-inputs.bin")
+        self.outputs = hidden_buffer(shape, compute_dtype, scratch, "ffn-outputs.bin") if normalised else None
+        self.module: Any = None
         self.valid = self.sample_ids != PADDING
         self.judging = judging_tokens(self.valid)
 
@@ -129,16 +138,19 @@ class Streams:
             CalibrationError: Hidden states that are not finite.
         """
         weights = weights.to(self.runner.dtype)
-        with self.runner.layer(layer) as module:
+        with self.runner.layer(layer) as self.module:
             for rows in row_batches(self.sample_ids):
                 ids = self.sample_ids[rows]
-                dense = partial(dense_ffn, weights=weights, act=self.act)
-                self.wanted[rows] = self.runner.run(module, self.wanted[rows], ids, dense)
-                self.inputs[rows], self.converted[rows] = self.runner.stop_at_ffn(module, self.converted[rows], ids)
-                if not bool(self.wanted[rows].isfinite().all() and self.inputs[rows].isfinite().all()):
+                dense = partial(self._dense_ffn, rows, weights)
+                self.wanted[rows] = self.runner.run(self.module, self.wanted[rows], ids, dense)
+                inputs, residual = self.runner.stop_at_ffn(self.module, self.converted[rows], ids)
+                self.inputs[rows], self.converted[rows] = inputs, residual
+                if not bool(self.wanted[rows].isfinite().all() and inputs.isfinite().all()):
                     where = f"{self.dense.folder.name}, layer {layer}"
                     fix = "Use calibration.compute_dtype=float32, and check the model's weights."
                     raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
+        if self.outputs is not None:
+            return LayerTraffic(self.inputs, None, self.outputs, self.valid, self.judging)
         scale = self.dense.traits.scales.residual
         return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, residual_scale=scale)
 
@@ -148,8 +160,14 @@ class Streams:
             tokens = self.valid[rows]
             part = self.converted[rows]
             output = ffn(self.inputs[rows][tokens].float()).to(part.dtype)
-            part[tokens] += scaled(output, self.dense.traits.scales.residual)
+            part[tokens] = self.runner.add_ffn(self.module, part[tokens], output)
             self.converted[rows] = part
+
+    def _dense_ffn(self, rows: slice, weights: GLUWeights, x: Tensor) -> Tensor:
+        output = dense_ffn(x, weights, self.act)
+        if self.outputs is not None:
+            self.outputs[rows] = output
+        return output
 
 
 def judging_tokens(valid: Tensor) -> Tensor:

@@ -10,8 +10,17 @@ from typing import Any
 
 import yaml
 
+from expertweaver.formats.base import load_format
+
 MAX_CARD_BYTES = 1 << 20
 """The header stands at the beginning of a card; a longer card is not read to its end."""
+
+OWN_CODE = ", trust_remote_code=True"
+OWN_CODE_WORDS = (
+    "That runs the Python file of this folder; read it first. With ExpertWeaver installed, call "
+    "`expertweaver.register()` and leave `trust_remote_code` out: the installed copy of the file is used then."
+)
+STOCK_WORDS = "Load it as bfloat16 or float32; in float16 the router's small weights underflow."
 
 
 def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | None) -> str:
@@ -23,6 +32,8 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         quality: A Markdown table of the measured quality, if it was measured.
     """
     budget, stored, source = manifest["budget"], manifest["stored"], manifest["source"]
+    own_code = bool(load_format(manifest["format"]).CAPABILITIES.side_files)
+    sizes = {name: value if isinstance(value, int) else "differs by layer" for name, value in stored.items()}
     sparsity = f"{100 * budget['mlp_sparsity']:g} %"
     parts = [
         f"---\n{yaml.safe_dump(card_metadata(manifest, source_folder), sort_keys=False, allow_unicode=True)}---",
@@ -35,9 +46,9 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
             {
                 "`num_params`": f"{budget['num_params']:,} (dense: {budget['dense_num_params']:,})",
                 "`num_active_params`": f"{budget['num_active_params']:,}",
-                "routed experts / chosen per token": f"{stored['num_experts']} / {stored['num_experts_per_tok']}",
-                "shared experts": f"{stored['n_shared_experts']}",
-                "expert width": f"{stored['moe_intermediate_size']} neurons",
+                "routed experts / chosen per token": f"{sizes['num_experts']} / {sizes['num_experts_per_tok']}",
+                "shared experts": f"{sizes['n_shared_experts']}",
+                "expert width": f"{sizes['moe_intermediate_size']} neurons",
                 "calibration tokens": f"{manifest['calibration']['num_tokens']:,} from "
                 + ", ".join(manifest["calibration"]["domains"]),
             }
@@ -45,9 +56,9 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         "The token embeddings and the output head are stored separately, so `num_params` counts both.",
         "## Use",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto"{OWN_CODE if own_code else ""})\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```',
-        "Load it as bfloat16 or float32; in float16 the router's small weights underflow.",
+        OWN_CODE_WORDS if own_code else STOCK_WORDS,
         "## Quality",
         quality or "Not measured. Run `expertweaver evaluate` on text of your own before you rely on it.",
         "## Record",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from expertweaver.checkpoint.folder import write_text
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.formats.base import DownScales, StoredLayer
 
-_TENSORS = ("shared_neurons", "expert_neurons", "router_weight", "selection_bias", "down")
+_TENSORS = ("shared_neurons", "router_weight", "selection_bias", "down", "output_bias")
 
 
 class FinishedLayers(Sequence[StoredLayer]):
@@ -30,8 +32,11 @@ class FinishedLayers(Sequence[StoredLayer]):
         if not 0 <= layer < self.num_layers:
             raise IndexError(layer)
         record = self._record(layer)
+        tensors = load_file(self._tensors_file(layer))
         return StoredLayer(
-            **load_file(self._tensors_file(layer)),
+            **{name: tensors[name] for name in _TENSORS if name in tensors},
+            expert_neurons=unpack_experts(tensors),
+            num_experts_per_tok=record["stored_num_experts_per_tok"],
             scale_log2=record["router_scale_log2"],
             max_abs_logit=record["max_abs_router_logit"],
             routing_kept=record["routing_kept"],
@@ -49,7 +54,7 @@ class FinishedLayers(Sequence[StoredLayer]):
 
     def save(self, layer: int, stored: StoredLayer, record: dict[str, Any]) -> None:
         """Remember a layer whose shard is written; the record comes last and marks it complete."""
-        tensors = {name: getattr(stored, name) for name in _TENSORS}
+        tensors = {name: getattr(stored, name) for name in _TENSORS} | pack_experts(stored.expert_neurons)
         write_shard(self._tensors_file(layer), {name: t for name, t in tensors.items() if t is not None})
         write_text(self._record_file(layer), json.dumps(record))
 
@@ -61,3 +66,19 @@ class FinishedLayers(Sequence[StoredLayer]):
 
     def _tensors_file(self, layer: int) -> Path:
         return self.folder / f"stored-{layer:05d}.safetensors"
+
+
+def pack_experts(experts: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
+    """Id vectors of experts as tensors of a file: `expert_neurons` [E, I], or one after the other and their sizes."""
+    sizes = [len(neurons) for neurons in experts]
+    if len(set(sizes)) == 1:
+        return {"expert_neurons": torch.stack(list(experts))}
+    everyone = torch.cat([torch.empty(0, dtype=torch.int64), *experts])
+    return {"expert_neurons": everyone, "expert_sizes": torch.tensor(sizes, dtype=torch.int64)}
+
+
+def unpack_experts(tensors: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """Undo `pack_experts`."""
+    sizes = tensors.get("expert_sizes")
+    everyone = tensors["expert_neurons"]
+    return everyone if sizes is None else everyone.split(sizes.tolist())

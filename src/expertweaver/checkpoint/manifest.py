@@ -13,7 +13,7 @@ from torch import Tensor
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.checkpoint.shards import file_sha256
 from expertweaver.dense.model import DenseModel
-from expertweaver.formats.base import Layout, StoredLayer
+from expertweaver.formats.base import Layout, StoredLayer, alike
 from expertweaver.modeling.values import LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -39,7 +39,9 @@ def layer_record(
 
     `frequency` says for each neuron on which share of tokens it is among the strongest, [F].
     """
-    num_shared = len(design.partition.shared_neurons) // budget.slice_width
+    partition, width = design.partition, budget.slice_width
+    sizes = sorted(map(len, partition.expert_neurons), reverse=True)
+    num_chosen = getattr(design.router, "num_experts_per_tok", 0)
     cv = allocation.cv
     spread = None
     if cv is not None:
@@ -47,9 +49,9 @@ def layer_record(
         spread = {"tau": allocation.tau, "quantiles": quantiles, "mean": round(float(cv.mean()), 6)}
     return {
         "layer": layer,
-        "num_shared": num_shared,
-        "num_routed": budget.num_slices - num_shared,
-        "num_active_routed": budget.active_slices - num_shared,
+        "num_shared": in_slices(len(partition.shared_neurons), width),
+        "num_routed": in_slices(sum(sizes), width),
+        "num_active_routed": in_slices(sum(sizes[:num_chosen]), width),
         "alpha": allocation.alpha,
         "r": allocation.r,
         "clip": allocation.clip,
@@ -58,6 +60,7 @@ def layer_record(
         "router_scale_log2": stored.scale_log2,
         "max_abs_router_logit": stored.max_abs_logit,
         "routing_kept": stored.routing_kept,
+        "stored_num_experts_per_tok": stored.num_experts_per_tok,
         "down_scales": asdict(stored.scales),
         "measures": dict(design.measures),
     }
@@ -94,12 +97,7 @@ def build_manifest(
             "num_active_params": num_params - skipped_params(dense, layout),
             "dense_num_params": dense.num_params,
         },
-        "stored": {
-            "num_experts": layout.num_experts,
-            "num_experts_per_tok": layout.num_experts_per_tok,
-            "n_shared_experts": layout.num_shared_slices,
-            "moe_intermediate_size": layout.slice_width,
-        },
+        "stored": stored_record(layout),
         "calibration": {
             "domains": calibration.domains,
             "num_tokens": calibration.num_tokens,
@@ -133,10 +131,28 @@ def source_record(dense: DenseModel) -> dict[str, Any]:
     }
 
 
+def stored_record(layout: Layout) -> dict[str, Any]:
+    """The sizes as stored: one value where all layers are alike, else one for each layer."""
+    layers = layout.layers
+    return {
+        "num_experts": alike([len(layer.experts) for layer in layers]),
+        "num_experts_per_tok": alike([layer.num_experts_per_tok for layer in layers]),
+        "n_shared_experts": alike([in_slices(layer.shared, layout.slice_width) for layer in layers]),
+        "moe_intermediate_size": alike([alike(layer.experts) for layer in layers]),
+    }
+
+
+def in_slices(num_neurons: int, slice_width: int) -> int | float:
+    """Neurons counted in slices, to two decimals where it is not a whole number."""
+    return num_neurons // slice_width if num_neurons % slice_width == 0 else round(num_neurons / slice_width, 2)
+
+
 def skipped_params(dense: DenseModel, layout: Layout) -> int:
-    """Parameters of the routed experts that a token does not run, over all layers."""
-    skipped = (layout.num_experts - layout.num_experts_per_tok) * layout.slice_width
-    return dense.dims.num_hidden_layers * skipped * 3 * dense.dims.hidden_size
+    """Parameters of the routed experts that a token does not run, over all layers; of unequal ones the smallest."""
+    skipped = 0
+    for layer in layout.layers:
+        skipped += sum(sorted(layer.experts, reverse=True)[layer.num_experts_per_tok :])
+    return skipped * 3 * dense.dims.hidden_size
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

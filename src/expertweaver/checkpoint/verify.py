@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.reader import TensorReader
-from expertweaver.dense.runner import LayerRunner, meta_model, rotary_of, run_layer, scaled
+from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.stock import StockModules, scaled
 from expertweaver.errors import Problem, VerificationError, listed
-from expertweaver.formats.base import Format, Layout, StoredLayer
-from expertweaver.modeling.reference import activation, dense_ffn, sparse_ffn
+from expertweaver.formats.base import Format, Layout, StoredLayer, all_experts_ffn
+from expertweaver.modeling.reference import activation, sparse_ffn
 from expertweaver.modeling.values import GLUWeights
 
 MAX_LAYER_ERROR = 2e-5
@@ -42,7 +42,8 @@ class Verification:
         whole_model: Whether transformers loaded the whole checkpoint; otherwise one stock layer at a time.
         num_tensors: Tensors of the checkpoint, every one accounted for.
         num_test_tokens: Tokens the forward checks ran on.
-        repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj.
+        repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj. It
+            also has the output bias and each neuron as often as it is stored, where a design goes that far.
         identity_error: All experts on, against the dense FFN; the worst layer.
         reference_error: K experts, against our reference forward with the stored router; the worst layer.
         logit_error: Logits with all experts on, against the dense model.
@@ -61,9 +62,17 @@ class Verification:
 
 
 def check_tensors(
-    folder: Path, dense: DenseModel, form: Format, stored: Sequence[StoredLayer], dtype: torch.dtype
+    folder: Path,
+    dense: DenseModel,
+    form: Format,
+    stored: Sequence[StoredLayer],
+    dtype: torch.dtype,
+    *,
+    is_partition: bool = True,
 ) -> int:
     """Compare every tensor on disk with the source, bit for bit, and account for all of them.
+
+    `is_partition` says that every neuron of the dense FFN must be stored once.
 
     Returns:
         How many tensors the checkpoint has.
@@ -85,12 +94,12 @@ def check_tensors(
             if written.dtype != tensor.dtype or not torch.equal(written, tensor):
                 problems.append(f"{name} differs from its origin")
 
-    compare({name: dense.read(name).to(dtype) for name in dense.names()})
+    compare(outer_tensors(dense, form, dtype))
     for layer, design in enumerate(stored):
-        compare(copied_tensors(dense, layer, dtype))
+        compare(copied_tensors(dense, form, layer, dtype))
         compare(form.layer_tensors(layer, design, dense.read_ffn(layer), dtype))
-        owned = torch.cat([design.shared_neurons, design.expert_neurons.flatten()]).sort().values
-        if not torch.equal(owned, torch.arange(dense.dims.intermediate_size)):
+        owned = torch.cat([design.shared_neurons, *design.expert_neurons]).sort().values
+        if is_partition and not torch.equal(owned, torch.arange(dense.dims.intermediate_size)):
             problems.append(f"layer {layer}: the neurons are not a permutation of the dense FFN's")
     problems += [f"{name} has no origin" for name in sorted(unseen)]
     if problems:
@@ -99,9 +108,19 @@ def check_tensors(
     return len(reader.tensors)
 
 
-def copied_tensors(dense: DenseModel, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def outer_tensors(dense: DenseModel, form: Format, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors outside the decoder layers as they are written."""
+    if form.CAPABILITIES.source_layout:  # as the source's own class has them, without the constants of our words
+        return {name: dense.reader.read(dense.origins[name].source).to(dtype) for name in dense.names()}
+    return {name: dense.read(name).to(dtype) for name in dense.names()}
+
+
+def copied_tensors(dense: DenseModel, form: Format, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer that are not its FFN, as they are written."""
     names = [name for name in dense.names(layer) if not name.startswith(layer_prefix(layer) + "mlp.")]
+    if form.CAPABILITIES.source_layout:
+        sources = {dense.origins[name].source: None for name in names}
+        return {source: dense.reader.read(source).to(dtype) for source in sources}
     return {name: dense.read(name).to(dtype) for name in names}
 
 
@@ -115,6 +134,7 @@ def verify(
     *,
     dtype: torch.dtype,
     memory_budget: int,
+    is_partition: bool = True,
 ) -> Verification:
     """Check a written checkpoint: tensors, reload, and the two identities, in float32 on a few tokens.
 
@@ -124,11 +144,11 @@ def verify(
     Raises:
         VerificationError: Anything differs by more than float32 re-association explains.
     """
-    num_tensors = check_tensors(folder, dense, form, stored, dtype)
+    num_tensors = check_tensors(folder, dense, form, stored, dtype, is_partition=is_partition)
     whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
     tokens = _test_tokens(calibration)
     checker = _Checker(folder, dense, form, layout, dtype, whole)
-    dense_stream, sparse_stream = checker.runner.embed(tokens), checker.embed(tokens)
+    dense_stream, sparse_stream = checker.runner.embedder()(tokens), checker.embed(tokens)
     identity, reference = 0.0, 0.0
     for layer, design in enumerate(stored):
         errors, dense_stream, sparse_stream = checker.layer(layer, design, dense_stream, sparse_stream)
@@ -159,8 +179,7 @@ class _Checker:
     ) -> None:
         self.reader = TensorReader.open(folder)
         self.runner = LayerRunner(dense, torch.float32, stored_dtype=dtype)
-        self.skeleton = meta_model(_config_values(folder))
-        self.rotary = rotary_of(self.skeleton)
+        self.stock = StockModules(_config_values(folder))
         self.dense, self.form, self.layout, self.dtype, self.whole = dense, form, layout, dtype, whole
         self.act = activation(dense.dims.hidden_act)
         self.tied: list[float] = []
@@ -183,7 +202,7 @@ class _Checker:
 
         def watch(x: Tensor) -> Tensor:
             seen.append(x)
-            return dense_ffn(x, weights, self.act)
+            return all_experts_ffn(x, weights, design, self.dtype, self.act)
 
         sample_ids = torch.arange(len(dense_in))[:, None].expand(dense_in.shape[:2])
         with torch.inference_mode():
@@ -192,27 +211,24 @@ class _Checker:
             x = seen[0]
             reference_error = self._reference_error(stock_ffn, x, design, weights)
             self.form.set_all_experts_on(stock_ffn)
-            identity_error = _relative(stock_ffn(x), dense_ffn(x, weights, self.act))
-            window = self.dense.traits.sliding_window
-            sparse_out = run_layer(module, self.rotary, sparse_in, sample_ids, window=window)
+            identity_error = _relative(stock_ffn(x), all_experts_ffn(x, weights, design, self.dtype, self.act))
+            sparse_out = self.stock.run_layer(module, sparse_in, sample_ids)
         return (identity_error, reference_error), dense_out, sparse_out
 
     def logits(self, dense_hidden: Tensor, tokens: Tensor, sparse_hidden: Tensor) -> float:
         """Relative error of the logits with all experts on."""
-        head, divisor = self.dense.read("lm_head.weight").to(self.dtype).float(), self.dense.traits.scales.logits
         with torch.inference_mode():
-            expected = self.runner.norm()(dense_hidden) @ head.T / divisor
+            expected = self.runner.logits(dense_hidden, self.runner.norm(), self.runner.head())
             if self.whole is not None:
                 return _relative(self.whole(input_ids=tokens).logits, expected)
-            norm = self.skeleton.model.norm
-            norm.load_state_dict({"weight": self.reader.read("model.norm.weight").float()}, assign=True)
-            logits = norm(sparse_hidden) @ self.reader.read("lm_head.weight").float().T / divisor
-            return _relative(logits, expected)
+            norm = self.stock.norm(self.reader.read("model.norm.weight").float())
+            head, divisor = self.reader.read("lm_head.weight").float(), self.dense.traits.scales.logits
+            return _relative(self.stock.logits(sparse_hidden, norm, head, divisor=divisor), expected)
 
     def _stock_layer(self, index: int) -> nn.Module:
         if self.whole is not None:
             return self.whole.model.layers[index]
-        module = copy.deepcopy(self.skeleton.model.layers[index])
+        module = self.stock.layer(index)
         prefix = layer_prefix(index)
         names = [name for name in self.reader.tensors if name.startswith(prefix)]
         self.form.load_layer(module, {name.removeprefix(prefix): self.reader.read(name).float() for name in names})
@@ -225,6 +241,8 @@ class _Checker:
         shared = weights.slice(design.shared_neurons)
         experts = [weights.slice(neurons) for neurons in design.expert_neurons]
         expected = sparse_ffn(tokens, shared, experts, routing.chosen, self.act, routing.weights)
+        if design.output_bias is not None:
+            expected = expected + design.output_bias.to(self.dtype).float()
         self.tied.append(float(routing.tied.double().mean()))
         decided = ~routing.tied
         return _relative(stock_ffn(x).flatten(0, 1)[decided], expected[decided])
@@ -250,7 +268,7 @@ def _load_whole(folder: Path) -> Any:
 def _config_values(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
 
 
 def _float32_bytes(folder: Path) -> int:

@@ -14,7 +14,7 @@ from expertweaver.checkpoint.finished import FinishedLayers
 from expertweaver.checkpoint.folder import OutputFolder
 from expertweaver.checkpoint.manifest import layer_record
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
-from expertweaver.checkpoint.verify import copied_tensors
+from expertweaver.checkpoint.verify import copied_tensors, outer_tensors
 from expertweaver.formats.base import Layout, StoredLayer, load_format, stored_ffn
 from expertweaver.modeling.reference import activation
 from expertweaver.modeling.values import GLUWeights, LayerDesign
@@ -82,7 +82,7 @@ class LayerWriter:
         probes = probe_inputs(method, layer, self.statistics, traffic)
         frequency = activation_frequency(probes, weights.to(torch.float32), budget.active_slices * budget.slice_width)
         stored = self.form.store_layer(design, self.layout, probes)
-        tensors = copied_tensors(self.todo.dense, layer, self.todo.torch_dtype)
+        tensors = copied_tensors(self.todo.dense, self.form, layer, self.todo.torch_dtype)
         tensors |= self.form.layer_tensors(layer, stored, weights, self.todo.torch_dtype)
         write_shard(self.folder.partial / self.names.layer(layer), tensors)
         record = layer_record(layer, allocation, design, budget, stored, frequency)
@@ -95,8 +95,8 @@ class LayerWriter:
         return partial(stored_ffn, stored=stored, layout=self.layout, form=self.form, dtype=dtype, act=self.act)
 
     def _write_rest(self) -> None:
-        dense, dtype, embeddings = self.todo.dense, self.todo.torch_dtype, "model.embed_tokens.weight"
-        write_shard(self.folder.partial / self.names.embeddings, {embeddings: dense.read(embeddings).to(dtype)})
-        head = {name: dense.read(name).to(dtype) for name in dense.names() if name != embeddings}
-        write_shard(self.folder.partial / self.names.head, head)
+        rest = outer_tensors(self.todo.dense, self.form, self.todo.torch_dtype)
+        embeddings = "model.embed_tokens.weight"
+        write_shard(self.folder.partial / self.names.embeddings, {embeddings: rest.pop(embeddings)})
+        write_shard(self.folder.partial / self.names.head, rest)
         write_index(self.folder.partial, self.names)

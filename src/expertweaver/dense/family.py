@@ -40,6 +40,8 @@ class Family(BaseModel):
     model_type: str
     qk_norm: bool
     rope_types: tuple[str, ...]
+    act_field: str = "hidden_act"
+    output_norm: str | None = None
     sliding_window: bool = False
     scales: dict[str, str] = {}
     model: dict[str, TensorRule]
@@ -115,8 +117,8 @@ def check_num_layers(config: Mapping[str, Any], where: str) -> None:
         _require_sizes({"num_hidden_layers": config["num_hidden_layers"]}, where)
 
 
-def read_dims(config: Mapping[str, Any], where: str) -> Dims:
-    """Read the sizes from a config.json.
+def read_dims(config: Mapping[str, Any], where: str, *, act_field: str = "hidden_act") -> Dims:
+    """Read the sizes from a config.json, and the activation from the field that the family keeps it in.
 
     Raises:
         ArchitectureError: A size is missing, not a positive integer, or absurd; all such sizes at once.
@@ -136,7 +138,23 @@ def read_dims(config: Mapping[str, Any], where: str) -> Dims:
         head_dim = values["hidden_size"] // heads
     values["head_dim"] = head_dim
     _require_sizes(values, where)
-    return Dims(**values, hidden_act=str(config.get("hidden_act", "silu")))
+    return Dims(**values, hidden_act=str(config.get(act_field, "silu")))
+
+
+FULL_ATTENTION = "full_attention"
+
+
+def layer_type(config: Mapping[str, Any], layer: int) -> str:
+    """What kind of attention a layer has, in transformers' words."""
+    kinds = config.get("layer_types")
+    return FULL_ATTENTION if kinds is None else kinds[layer]
+
+
+def sliding_window(config: Mapping[str, Any], layer: int) -> int | None:
+    """How many tokens a layer's attention reaches, the token itself included; None for all of them."""
+    if config.get("layer_types") is not None and layer_type(config, layer) == FULL_ATTENTION:
+        return None
+    return config.get("sliding_window")
 
 
 def _require_sizes(values: Mapping[str, Any], where: str) -> None:
@@ -163,5 +181,6 @@ def _inherited(name: str) -> dict[str, Any]:
     base = _inherited(parent)
     merged = {**base, **values}
     for section in ("model", "layer"):
-        merged[section] = {**base[section], **values.get(section, {})}
+        tensors = {**base[section], **values.get(section, {})}
+        merged[section] = {name: rule for name, rule in tensors.items() if rule is not None}
     return merged

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertweaver.dense.accounting import Origin, account, check_shapes, expected_origins, find_rule, layer_prefix
-from expertweaver.dense.family import Dims, Family, check_num_layers, find_family, read_dims
+from expertweaver.dense.family import Dims, Family, check_num_layers, find_family, read_dims, sliding_window
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import ModelFolder, find_model
-from expertweaver.dense.traits import Traits, effective_window, read_traits
+from expertweaver.dense.traits import Traits, read_traits
 from expertweaver.errors import ArchitectureError, CheckpointError, Problem, shortened
 from expertweaver.modeling.values import GLUWeights
 
@@ -71,6 +71,12 @@ class DenseModel:
         """Parameters of the dense model; a tied head counts once."""
         return sum(info.num_elements for name, info in self.reader.tensors.items() if name not in self.dropped)
 
+    @property
+    def reach(self) -> int | None:
+        """The least number of tokens that any layer's attention reaches; None where every layer reaches all."""
+        windows = (sliding_window(self.config, layer) for layer in range(self.dims.num_hidden_layers))
+        return min((w for w in windows if w is not None and w < self.dims.max_position_embeddings), default=None)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a canonical tensor."""
         return self.dims.shape(find_rule(self.family, name).shape)
@@ -125,7 +131,7 @@ def open_dense(name: str) -> DenseModel:
     family = find_family(str(raw.get("model_type")), where)
     check_num_layers(raw, where)
     config = _complete_config(folder.path)
-    dims = read_dims(config, where)
+    dims = read_dims(config, where, act_field=family.act_field)
     problems = _unsupported(config, family, dims, where)
     if problems:
         raise ArchitectureError(*problems)
@@ -188,12 +194,10 @@ def _unsupported(config: Mapping[str, Any], family: Family, dims: Dims, where: s
         fix = "Repair the config.json or download the model again."
         found = shortened(repr(stated))
         return [*problems, Problem(f"{where}: sliding_window", "a number of tokens, or none", found, fix)]
-    window = effective_window(config, dims)
-    if window is not None and not family.sliding_window:
-        fix = "Use a version of the model without a window: no stock MoE format can say it."
-        found = f"a sliding window of {window} in a context of {dims.max_position_embeddings}"
-        problems.append(Problem(where, "full attention in every layer", found, fix))
-    problems += _rope_problems(config.get("rope_parameters") or {}, family, where)
+    rope = config.get("rope_parameters") or {}
+    by_kind = [values for values in rope.values() if isinstance(values, Mapping)]
+    for values in by_kind or [rope]:
+        problems += _rope_problems(values, family, where)
     if dims.num_attention_heads % dims.num_key_value_heads:
         found = f"{dims.num_attention_heads} query and {dims.num_key_value_heads} key-value heads"
         problems.append(Problem(where, "query heads a multiple of key-value heads", found, "Repair the config.json."))

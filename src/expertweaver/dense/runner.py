@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
+from expertweaver.dense.stock import StockModules, scaled
 
 FFN = Callable[[Tensor], Tensor]
 
@@ -42,29 +42,30 @@ class LayerRunner:
         self.dense = dense
         self.dtype = dtype
         self.stored_dtype = stored_dtype
-        self.skeleton = meta_model(dense.config)
-        self.rotary = rotary_of(self.skeleton)
+        self.stock = StockModules(dense.config)
 
-    def embedding_table(self) -> Tensor:
-        """The token embeddings as stored, [V, H]."""
-        return self.dense.read("model.embed_tokens.weight")
-
-    def embed(self, token_ids: Tensor, table: Tensor | None = None) -> Tensor:
-        """Hidden states entering the first layer, [B, T, H], of token ids [B, T]; `table` is read where it is None."""
-        rows = nn.functional.embedding(token_ids, self.embedding_table() if table is None else table)
-        return scaled(self._cast(rows), self.dense.traits.scales.embedding)
+    def embedder(self) -> FFN:
+        """What turns token ids [B, T] into the hidden states entering the first layer, [B, T, H]."""
+        table, scale = self.dense.read("model.embed_tokens.weight"), self.dense.traits.scales.embedding
+        return lambda token_ids: scaled(self._cast(nn.functional.embedding(token_ids, table)), scale)
 
     def norm(self) -> nn.Module:
         """The final norm, with its weight as the source's own class has it."""
-        module = copy.deepcopy(self.skeleton.model.norm)
         weight = self.dense.reader.read(self.dense.origins["model.norm.weight"].source)
-        module.load_state_dict({"weight": self._cast(weight)}, assign=True)
-        return module
+        return self.stock.norm(self._cast(weight))
+
+    def head(self) -> Tensor:
+        """The output head's weight, [V, H]."""
+        return self._cast(self.dense.read("lm_head.weight"))
+
+    def logits(self, hidden: Tensor, norm: nn.Module, head: Tensor) -> Tensor:
+        """Logits [..., V] of what the last layer put out."""
+        return self.stock.logits(hidden, norm, head, divisor=self.dense.traits.scales.logits)
 
     @contextlib.contextmanager
     def layer(self, index: int) -> Iterator[Any]:
         """A decoder layer with its attention and norm weights; its FFN is an empty slot (see `run`)."""
-        module = copy.deepcopy(self.skeleton.model.layers[index])
+        module = self.stock.layer(index)
         module.mlp = FFNSlot(_empty_slot)
         prefix = layer_prefix(index)
         sources = {o.source for name, o in self.dense.origins.items() if name.startswith(prefix)}
@@ -87,8 +88,7 @@ class LayerRunner:
             with_graph: Let the result be differentiated.
         """
         module.mlp.ffn = ffn
-        window = self.dense.traits.sliding_window
-        return run_layer(module, self.rotary, hidden, sample_ids, window=window, with_graph=with_graph)
+        return self.stock.run_layer(module, hidden, sample_ids, with_graph=with_graph)
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.
@@ -99,7 +99,7 @@ class LayerRunner:
             sample_ids: As in `run`.
 
         Returns:
-            FFN inputs, and the residual stream that the FFN's output is to be added to, [B, T, H] each.
+            FFN inputs, and the residual stream that `add_ffn` adds the FFN's output to, [B, T, H] each.
         """
         seen: list[Tensor] = []
 
@@ -110,69 +110,15 @@ class LayerRunner:
         residual = self.run(module, hidden, sample_ids, nothing)
         return seen[0], residual
 
+    def add_ffn(self, module: Any, residual: Tensor, output: Tensor) -> Tensor:
+        """Add an FFN's output [..., H] to the residual stream as the layer does, through its norm where it has one."""
+        name = self.dense.family.output_norm
+        with torch.inference_mode():
+            output = output if name is None else getattr(module, name)(output)
+            return residual + scaled(output, self.dense.traits.scales.residual)
+
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
-
-
-def meta_model(config: Mapping[str, Any]) -> Any:
-    """A stock causal language model without weights, from a configuration's values."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = dict(config)
-    stock = AutoConfig.for_model(values.pop("model_type"), **values)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa")
-
-
-def rotary_of(skeleton: Any) -> nn.Module:
-    """The rotary embedding of a model without weights, with its frequencies computed."""
-    rotary = skeleton.model.rotary_emb
-    return type(rotary)(config=rotary.config)
-
-
-def scaled(hidden: Tensor, scale: float) -> Tensor:
-    """Multiply by a constant that is rounded to the tensor's type first, as stock classes do; nothing for one."""
-    return hidden if scale == 1 else hidden * torch.tensor(scale, dtype=hidden.dtype)
-
-
-def run_layer(
-    module: nn.Module,
-    rotary: nn.Module,
-    hidden: Tensor,
-    sample_ids: Tensor,
-    *,
-    window: int | None = None,
-    with_graph: bool = False,
-) -> Tensor:
-    """Run a stock decoder layer on hidden states [B, T, H]; attention stays inside a sample [B, T] and a window."""
-    cos_sin = rotary(hidden, positions_in_samples(sample_ids))
-    mask = attention_mask(sample_ids, window)
-    with torch.inference_mode(not with_graph):
-        return module(hidden, attention_mask=mask, position_embeddings=cos_sin)
-
-
-def attention_mask(sample_ids: Tensor, window: int | None = None) -> Tensor:
-    """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself.
-
-    With a window w a query looks at itself and at the w - 1 tokens before it.
-    """
-    length = sample_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    if window is not None:
-        causal = causal.triu(1 - window)
-    same = sample_ids[:, :, None] == sample_ids[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool)
-    real = (sample_ids >= 0)[:, :, None]
-    return ((same & causal & real) | itself)[:, None]
-
-
-def positions_in_samples(sample_ids: Tensor) -> Tensor:
-    """Position of each token inside its own sample, [B, T]: samples are contiguous runs of one id."""
-    steps = torch.arange(sample_ids.shape[1])
-    starts = torch.ones_like(sample_ids, dtype=torch.bool)
-    starts[:, 1:] = sample_ids[:, 1:] != sample_ids[:, :-1]
-    last_start = torch.where(starts, steps, 0).cummax(dim=1).values
-    return steps - last_start
 
 
 def _empty_slot(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers import (
 
 from expertweaver.dense.source import find_model
 from expertweaver.errors import CheckpointError, Problem
+from expertweaver.serving.registration import register
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_ITEMS = 5
@@ -50,6 +51,7 @@ def open_candidates(models: Sequence[str | Path], *, trust_remote_code: bool) ->
     Raises:
         CheckpointError: A model is missing, or has no readable config or tokenizer.
     """
+    register()
     opened = {str(model): _open(model, trust_remote_code) for model in models}
     names = [_short_name(path) for path in opened]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ NUM_EXPERTS_FIELD = {
     "deepseek_v3": "n_routed_experts",
     "dots1": "n_routed_experts",
     "ernie4_5_moe": "moe_num_experts",
+    "expertweaver_moe": "num_routed_experts",
     "flex_olmo": "num_experts",
     "glm4_moe": "n_routed_experts",
     "granitemoe": "num_local_experts",
@@ -33,10 +35,18 @@ EXPERT_WEIGHT = re.compile(r"\.experts\.")
 
 @dataclass(frozen=True)
 class RoutedExperts:
-    """E routed experts in every sparse layer, K of them chosen for a token."""
+    """E routed experts in every sparse layer, K of them chosen for a token; tuples where each layer has its own."""
 
-    num_experts: int
-    num_experts_per_tok: int
+    num_experts: int | tuple[int, ...]
+    num_experts_per_tok: int | tuple[int, ...]
+
+    def of_router(self, index: int) -> tuple[int, int]:
+        """E and K of the router of the sparse layer with this number."""
+        experts, chosen = self.num_experts, self.num_experts_per_tok
+        return (
+            experts if isinstance(experts, int) else experts[index],
+            chosen if isinstance(chosen, int) else chosen[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ def routed_experts(config: PreTrainedConfig) -> RoutedExperts | None:
     config = config.get_text_config()
     field = NUM_EXPERTS_FIELD.get(config.model_type)
     if field is not None:
+        if hasattr(config, "of_layer"):
+            return _per_layer(config, field)
         return RoutedExperts(getattr(config, field), config.num_experts_per_tok)
     found = [name for name in sorted(set(NUM_EXPERTS_FIELD.values())) if getattr(config, name, None)]
     if found:
@@ -74,6 +86,16 @@ def routed_experts(config: PreTrainedConfig) -> RoutedExperts | None:
         where = f"model_type '{config.model_type}'"
         raise ArchitectureError(Problem(where, expected, f"a sparse model ({', '.join(found)} set)", fix))
     return None
+
+
+def _per_layer(config: PreTrainedConfig, field: str) -> RoutedExperts | None:
+    """E and K of the layers that run routed experts, in our own class, whose layers may differ; None if none does."""
+    of_layer: Callable[[str, int], int] = getattr(config, "of_layer")  # noqa: B009
+    pairs = [(of_layer(field, i), of_layer("num_experts_per_tok", i)) for i in range(config.num_hidden_layers)]
+    sparse = [pair for pair in pairs if pair[1]]
+    if not sparse:
+        return None
+    return RoutedExperts(tuple(experts for experts, _ in sparse), tuple(chosen for _, chosen in sparse))
 
 
 def count_params(config_or_model: PreTrainedConfig | PreTrainedModel) -> ParamCounts:
@@ -95,13 +117,18 @@ def _count(model: PreTrainedModel) -> ParamCounts:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     num_params = sum(sizes.values())
     num_routed = sum(size for name, size in sizes.items() if EXPERT_WEIGHT.search(name)) if experts else 0
-    num_active = num_params - _num_idle(num_routed, experts, model.config.model_type)
+    idle = getattr(model.config, "num_idle_params", None)
+    if idle is None:
+        idle = _num_idle(num_routed, experts, model.config.model_type)
+    num_active = num_params - idle
     return ParamCounts(num_params, num_active, num_active - _num_looked_up(model))
 
 
 def _num_idle(num_routed: int, experts: RoutedExperts | None, model_type: str) -> int:
     if experts is None:
         return 0
+    assert isinstance(experts.num_experts, int)
+    assert isinstance(experts.num_experts_per_tok, int)
     if num_routed == 0 or num_routed % experts.num_experts:
         expected = f"routed experts under '.experts.' in {experts.num_experts} equal parts"
         found = f"{num_routed} parameters there"

@@ -33,11 +33,18 @@ class RoutingUsage:
     """How often each routed expert was chosen, per domain: `share[domain][layer][expert]`, 0 to 1.
 
     A share is the fraction of the domain's tokens that the expert served, so a layer's shares add up to K; the
-    domain 'all' holds every token. Layers are the sparse ones, in order.
+    domain 'all' holds every token. Layers are the sparse ones, in order; `num_experts_per_tok` is a list where each
+    has its own.
     """
 
-    num_experts_per_tok: int
+    num_experts_per_tok: int | list[int]
     share: dict[str, list[list[float]]]
+
+    def chosen(self, layer: int) -> int:
+        """K of a sparse layer."""
+        return (
+            self.num_experts_per_tok if isinstance(self.num_experts_per_tok, int) else self.num_experts_per_tok[layer]
+        )
 
 
 @dataclass(frozen=True)

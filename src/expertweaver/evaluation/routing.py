@@ -26,24 +26,26 @@ class RoutingTally:
         self.experts = experts
         self.num_layers = num_layers
         self.domain: str | None = None
-        self.counts: dict[str, Tensor] = {}
+        self.counts: dict[str, list[Tensor]] = {}
 
     def add(self, layer: int, expert_ids: Tensor) -> None:
         """Count one forward of one router; `expert_ids` is int [tokens, K]."""
         if self.domain is None:
             return
-        shape = (self.num_layers, self.experts.num_experts)
-        counts = self.counts.setdefault(self.domain, torch.zeros(shape, dtype=torch.int64))
-        counts[layer] += torch.bincount(expert_ids.flatten().cpu(), minlength=self.experts.num_experts)
+        sizes = [self.experts.of_router(index)[0] for index in range(self.num_layers)]
+        counts = self.counts.setdefault(self.domain, [torch.zeros(size, dtype=torch.int64) for size in sizes])
+        counts[layer] += torch.bincount(expert_ids.flatten().cpu(), minlength=sizes[layer])
 
     def usage(self) -> RoutingUsage:
         """Shares per domain, and over all domains as 'all'; every token that was fed counts, predicted or not."""
-        counts = {**self.counts, ALL: torch.stack(list(self.counts.values())).sum(dim=0)}
-        return RoutingUsage(self.experts.num_experts_per_tok, {name: self._share(c) for name, c in counts.items()})
+        everything = [torch.stack(layer).sum(dim=0) for layer in zip(*self.counts.values(), strict=True)]
+        chosen = self.experts.num_experts_per_tok
+        shares = {name: self._share(counts) for name, counts in {**self.counts, ALL: everything}.items()}
+        return RoutingUsage(chosen if isinstance(chosen, int) else list(chosen), shares)
 
-    def _share(self, counts: Tensor) -> list[list[float]]:
-        num_tokens = counts.sum(dim=1, keepdim=True).double() / self.experts.num_experts_per_tok
-        return (counts / num_tokens).tolist()
+    def _share(self, counts: list[Tensor]) -> list[list[float]]:
+        chosen = [self.experts.of_router(index)[1] for index in range(self.num_layers)]
+        return [(layer / (layer.sum().double() / k)).tolist() for layer, k in zip(counts, chosen, strict=True)]
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def watch_routers(model: PreTrainedModel, see: Callable[[int, Tensor], None]) ->
 
     def hook(layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         assert experts is not None
-        see(layer, _expert_ids(module, output, experts.num_experts_per_tok))
+        see(layer, _expert_ids(module, output, experts.of_router(layer)[1]))
 
     hooks = [router.register_forward_hook(partial(hook, layer)) for layer, router in enumerate(routers)]
     try:
@@ -86,11 +88,16 @@ def watch_routers(model: PreTrainedModel, see: Callable[[int, Tensor], None]) ->
 
 def find_routers(model: PreTrainedModel) -> list[nn.Module]:
     """The router modules of a sparse model, in layer order."""
-    routers = [module for module in model.modules() if ROUTER_CLASS.search(type(module).__name__)]
+    routers = [module for module in model.modules() if _is_running_router(module)]
     if not routers:
         where, fix = f"model_type '{model.config.model_type}'", "Report this model: its router class has another name."
         raise ArchitectureError(Problem(where, "router modules called ...TopkRouter", "none", fix))
     return routers
+
+
+def _is_running_router(module: nn.Module) -> bool:
+    """Whether a module chooses experts; our own class leaves out routers that would choose none."""
+    return bool(ROUTER_CLASS.search(type(module).__name__)) and getattr(module, "top_k", None) != 0
 
 
 def _expert_ids(router: nn.Module, output: Any, num_experts_per_tok: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -15,20 +16,39 @@ from torch import Tensor
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import Problem
 from expertweaver.modeling.reference import Activation, neuron_activations
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.registry import load_module
 
 
 @dataclass(frozen=True)
+class LayerSizes:
+    """Neurons of the shared expert and of each routed one, [E], how many of these run, whether there is a bias."""
+
+    shared: int
+    experts: tuple[int, ...]
+    num_experts_per_tok: int
+    has_output_bias: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Sizes of a format that is the same in every layer: E, K, the shared slices and the expert width I."""
+    """Sizes of a format that is the same in every layer: E, K, the shared slices and the expert width I.
+
+    Attributes:
+        num_experts: E.
+        num_experts_per_tok: K.
+        num_shared_slices: Slices in the shared expert.
+        slice_width: I.
+        layers: What each layer became, once all are stored; formats whose layers may differ have it from here.
+    """
 
     num_experts: int
     num_experts_per_tok: int
     num_shared_slices: int
     slice_width: int
+    layers: tuple[LayerSizes, ...] = ()
 
 
 ATTENTION_BIASES = frozenset(f"self_attn.{part}_proj.bias" for part in "qkvo")
@@ -51,6 +71,9 @@ class Capabilities:
         partial_rotary: Whether rotary positions can be on a part of each head.
         scales: Whether it has the constants of `dense.traits.Scales`.
         activations: Of the gate.
+        needs: What it holds of designs that go beyond the common.
+        source_layout: Whether what is not FFN keeps the source's own tensors, fused ones included.
+        side_files: Files that are copied into every model folder.
     """
 
     engines: tuple[str, ...]
@@ -64,6 +87,9 @@ class Capabilities:
     partial_rotary: bool = False
     scales: bool = False
     activations: tuple[str, ...] = ("silu", "swish")
+    needs: frozenset[Need] = frozenset()
+    source_layout: bool = False
+    side_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,25 +106,53 @@ class StoredLayer:
 
     Attributes:
         shared_neurons: Ids in the shared expert, [S].
-        expert_neurons: Ids in each routed expert, [E, I].
+        expert_neurons: Ids in each routed expert, [E, I], or E vectors [I_e] where widths differ.
         router_weight: [E, H] float32, exactly as stored.
         selection_bias: [E] float32.
         scale_log2: The power of two that the router was multiplied by; undo it to train the router.
         max_abs_logit: Largest |router logit| on the probe tokens, after scaling.
         routing_kept: Share of probe tokens whose chosen experts are those of the unfolded router.
         down: The repaired down_proj [H, F] that is served instead of the source's; None for the source's.
+        output_bias: Added to the FFN's output, [H]; None for none.
+        num_experts_per_tok: K of this layer; None for the layout's.
         scales: What down_proj is multiplied by on disk.
     """
 
     shared_neurons: Tensor
-    expert_neurons: Tensor
+    expert_neurons: Tensor | tuple[Tensor, ...]
     router_weight: Tensor
     selection_bias: Tensor
     scale_log2: int
     max_abs_logit: float
     routing_kept: float
     down: Tensor | None = None
+    output_bias: Tensor | None = None
+    num_experts_per_tok: int | None = None
     scales: DownScales = DownScales()
+
+    def sizes(self, layout: Layout) -> LayerSizes:
+        """How many neurons are where."""
+        chosen = layout.num_experts_per_tok if self.num_experts_per_tok is None else self.num_experts_per_tok
+        experts = tuple(len(neurons) for neurons in self.expert_neurons)
+        return LayerSizes(len(self.shared_neurons), experts, chosen, self.output_bias is not None)
+
+    def neuron_weights(self, expert_weights: Tensor, num_neurons: int) -> Tensor:
+        """What each neuron's output is multiplied by, [T, F], where experts are weighed so, [T, E].
+
+        A shared neuron has weight one, one in several experts the sum of their weights, one in none zero.
+        """
+        weights = torch.zeros(len(expert_weights), num_neurons)
+        weights[:, self.shared_neurons] = 1
+        if len(self.expert_neurons):
+            sizes = torch.tensor([len(neurons) for neurons in self.expert_neurons])
+            owned = torch.cat(list(self.expert_neurons))
+            weights.index_add_(1, owned, expert_weights.repeat_interleave(sizes, dim=1))
+        return weights
+
+    def output(self, neuron_outputs: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
+        """The FFN's output [T, H] from weighed neuron activations [T, F]; the bias is as a file of this type has it."""
+        output = neuron_outputs @ down.T
+        return output if self.output_bias is None else output + self.output_bias.to(dtype).to(output.dtype)
 
     def served(self, weights: GLUWeights) -> GLUWeights:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
@@ -122,7 +176,8 @@ class StoredLayer:
 
     def _neuron_scales(self) -> Tensor:
         """The scale of every neuron, [F] float32."""
-        scales = torch.full((len(self.shared_neurons) + self.expert_neurons.numel(),), self.scales.routed)
+        num_neurons = len(self.shared_neurons) + sum(len(neurons) for neurons in self.expert_neurons)
+        scales = torch.full((num_neurons,), self.scales.routed)
         scales[self.shared_neurons] = self.scales.shared
         return scales
 
@@ -205,9 +260,27 @@ def stored_ffn(
     routing = form.reference_routing(x, stored, layout)
     weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
     served = stored.read_back(weights, dtype)
-    scale = torch.ones(len(x), weights.num_neurons)
-    scale[:, stored.expert_neurons.flatten()] = weight.repeat_interleave(layout.slice_width, dim=1)
-    return (neuron_activations(x, served, act)[1] * scale) @ served.down.T
+    scale = stored.neuron_weights(weight, weights.num_neurons)
+    return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
+
+
+def all_experts_ffn(x: Tensor, weights: GLUWeights, stored: StoredLayer, dtype: torch.dtype, act: Activation) -> Tensor:
+    """What a stored layer puts out with every expert on, [..., H]: the dense FFN, where its neurons are partitioned.
+
+    Args:
+        x: FFN inputs [..., H].
+        weights: The FFN as it is served.
+        stored: The layer.
+        dtype: Type of the weights on disk.
+        act: The gate's activation function.
+    """
+    times = stored.neuron_weights(torch.ones(1, len(stored.expert_neurons)), weights.num_neurons)
+    return stored.output(neuron_activations(x, weights, act)[1] * times, weights.down, dtype)
+
+
+def alike(values: Sequence[Any]) -> Any:
+    """The one value where all are the same, else all of them as a list."""
+    return values[0] if values and all(value == values[0] for value in values) else list(values)
 
 
 def load_format(name: str) -> Format:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, NeuronOracle, Partition, Router
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import MethodSection
@@ -167,6 +167,6 @@ class OracleSection(MethodSection):
         return True
 
     @property
-    def beyond_stock(self) -> str:
+    def needs(self) -> tuple[Need, ...]:
         """Nothing that is served can know this."""
-        return "an oracle's knowledge of every activation"
+        return (Need.ORACLE,)

@@ -14,7 +14,7 @@ from pydantic import Field
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.methods.base import remaining_neurons, same_shared
 from expertweaver.modeling.reference import activation, neuron_activations
-from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronRouter, Partition
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, NeuronRouter, Partition
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.balanced import balanced_kmeans
 from expertweaver.partition.budget import SliceBudget
@@ -43,9 +43,9 @@ class Options(MethodSection):
         return self.num_tokens
 
     @property
-    def beyond_stock(self) -> str:
+    def needs(self) -> tuple[Need, ...]:
         """Its scores are not affine in the input."""
-        return "a router that scores an expert by |gate_act * up_value| of one neuron"
+        return (Need.NEURON_ROUTER,)
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
         """The projection, and the features in both widths."""

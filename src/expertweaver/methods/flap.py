@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.methods.base import PruningSection, pruned_design, remaining_neurons
-from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, Partition, Router
 from expertweaver.partition.allocation import Allocation, kept_over_layers, strongest_neurons
 from expertweaver.partition.budget import SliceBudget
 
@@ -31,10 +31,9 @@ class Options(PruningSection):
     bias: bool = Field(default=True, description="Add the mean output of the dropped neurons.")
 
     @property
-    def beyond_stock(self) -> str | None:
+    def needs(self) -> tuple[Need, ...]:
         """Uniform layers without the bias are plain static pruning; the rest no stock format holds."""
-        words = ["an output bias"] * self.bias + ["layers of unequal width"] * (self.scope == "global")
-        return " and ".join(words) or None
+        return (Need.OUTPUT_BIAS,) * self.bias + (Need.UNEQUAL_LAYERS,) * (self.scope == "global")
 
     @property
     def stock_settings(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.modeling.reference import activation, neuron_activations
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.partition.domains import domain_experts
@@ -37,9 +37,9 @@ class Options(MethodSection):
         return self.num_tokens
 
     @property
-    def beyond_stock(self) -> str:
+    def needs(self) -> tuple[Need, ...]:
         """A neuron may belong to several experts or to none, and experts of different layers differ in width."""
-        return "overlapping experts that leave neurons out"
+        return (Need.OVERLAPPING_EXPERTS,)
 
 
 def allocate(

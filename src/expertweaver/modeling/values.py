@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -100,6 +101,16 @@ class NeuronOracle:
     num_neurons: int
 
 
+class Need(StrEnum):
+    """What a design may have that not every format holds, in the words of a refusal."""
+
+    OUTPUT_BIAS = "an output bias"
+    UNEQUAL_LAYERS = "layers of unequal width"
+    OVERLAPPING_EXPERTS = "overlapping experts that leave neurons out"
+    NEURON_ROUTER = "a router that scores an expert by |gate_act * up_value| of one neuron"
+    ORACLE = "an oracle's knowledge of every activation"
+
+
 @dataclass(frozen=True)
 class LayerDesign:
     """What a method decides for one layer.
@@ -108,7 +119,7 @@ class LayerDesign:
         partition: Who owns which neurons; with an oracle, which has no experts, every neuron is in the one expert.
         router: Which experts run.
         down: A repaired down_proj [H, F] to write instead of the source's; None keeps the source's.
-        bias: Added to the FFN's output, [H]; None for none. No stock format can hold it.
+        bias: Added to the FFN's output, [H]; None for none.
         measures: Numbers for the record, by name.
     """
 

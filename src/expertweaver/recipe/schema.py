@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from expertweaver.modeling.values import Need
 from expertweaver.registry import load_module, module_names, require_known
 
 if TYPE_CHECKING:
@@ -90,13 +91,18 @@ class MethodSection(Section):
         return False
 
     @property
+    def needs(self) -> tuple[Need, ...]:
+        """What of the design no stock format can hold; a format says which of it it holds."""
+        return ()
+
+    @property
     def beyond_stock(self) -> str | None:
-        """What of the design no stock format can hold, in words; such a method is compared, not exported."""
-        return None
+        """The needs in words; None for a design that stock formats hold."""
+        return " and ".join(self.needs) or None
 
     @property
     def stock_settings(self) -> str:
-        """What to set instead where a stock format cannot hold the design."""
+        """What to set instead where a format cannot hold the design."""
         return "method.name=weave"
 
     @property

@@ -83,7 +83,7 @@ def usage(routing: RoutingUsage, panels: Sequence[UsagePanel]) -> str:
     """Explain the heat maps and state the even spread."""
     even = sorted({value for panel in panels for value in panel.even_share if value is not None})
     if not even:
-        return f"Every stored expert is always on: num_experts_per_tok is {routing.num_experts_per_tok}."
+        return f"Every stored expert is always on: num_experts_per_tok is {words.extent(routing.num_experts_per_tok)}."
     first, last = words.percent(even[0], 1), words.percent(even[-1], 1)
     spread = f"{first} of the tokens" if first == last else f"{first} to {last} of the tokens, depending on the layer"
     always = any(value is None for panel in panels for row in panel.ratio_log2 for value in row)
@@ -94,8 +94,8 @@ def usage(routing: RoutingUsage, panels: Sequence[UsagePanel]) -> str:
         else ""
     )
     return (
-        f"With {routing.num_experts_per_tok} experts a token and an even spread, an expert would serve {spread}."
-        f"{apart} "
+        f"With {words.extent(routing.num_experts_per_tok)} experts a token and an even spread, an expert would serve "
+        f"{spread}.{apart} "
         "Rows are layers, from the first at the top; experts stand from most to least used over all domains, in the "
         "same order in every panel, so that a domain's own preferences show as breaks in the pattern."
     )

@@ -49,12 +49,12 @@ class Budget(_Part):
 
 
 class Stored(_Part):
-    """The budget as the target format writes it: `num_experts` counts routed experts only."""
+    """The budget as the target format writes it: `num_experts` counts routed experts only; a list goes by layer."""
 
-    num_experts: int
-    num_experts_per_tok: int
-    n_shared_experts: int
-    moe_intermediate_size: int
+    num_experts: int | tuple[int, ...]
+    num_experts_per_tok: int | tuple[int, ...]
+    n_shared_experts: int | float | tuple[int | float, ...]
+    moe_intermediate_size: int | tuple[int | tuple[int, ...], ...]
 
 
 class CalibrationDomain(_Part):
@@ -85,9 +85,9 @@ class LayerPlan(_Part):
     """How one layer's slices were divided, and the statistics that decided it."""
 
     layer: int
-    num_shared: int
-    num_routed: int
-    num_active_routed: int
+    num_shared: int | float
+    num_routed: int | float
+    num_active_routed: int | float
     alpha: float | None = None
     r: float | None = None
     clip: str | None = None
@@ -97,12 +97,12 @@ class LayerPlan(_Part):
     max_abs_router_logit: float | None = None
 
     @property
-    def num_skipped(self) -> int:
+    def num_skipped(self) -> float:
         """Slices that do not run for a token."""
         return self.num_routed - self.num_active_routed
 
     @property
-    def num_slices(self) -> int:
+    def num_slices(self) -> float:
         """All slices of the layer."""
         return self.num_shared + self.num_routed
 

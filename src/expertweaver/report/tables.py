@@ -106,10 +106,10 @@ def budget_table(conversions: Sequence[Conversion], labels: Sequence[str]) -> Ht
     stored = [
         ("format", lambda c: c.format),
         ("method", lambda c: c.method),
-        ("num_experts", lambda c: words.count(c.stored.num_experts)),
-        ("num_experts_per_tok", lambda c: words.count(c.stored.num_experts_per_tok)),
-        ("n_shared_experts", lambda c: words.count(c.stored.n_shared_experts)),
-        ("moe_intermediate_size", lambda c: words.count(c.stored.moe_intermediate_size)),
+        ("num_experts", lambda c: words.extent(c.stored.num_experts)),
+        ("num_experts_per_tok", lambda c: words.extent(c.stored.num_experts_per_tok)),
+        ("n_shared_experts", lambda c: words.extent(c.stored.n_shared_experts)),
+        ("moe_intermediate_size", lambda c: words.extent(c.stored.moe_intermediate_size)),
     ]
     groups = [
         RowGroup(title, [(name, *(value(conversion) for conversion in conversions)) for name, value in rows])

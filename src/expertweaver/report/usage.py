@@ -49,7 +49,7 @@ def usage_panels(routing: RoutingUsage) -> tuple[UsagePanel, ...]:
     num_layers = min(len(rows) for rows in routing.share.values())
     orders = [_arrangement(routing, layer) for layer in range(num_layers)]
     always = [_always_on(routing, layer) for layer in range(num_layers)]
-    even = [_even_share(routing.num_experts_per_tok, len(orders[i]), len(always[i])) for i in range(num_layers)]
+    even = [_even_share(routing.chosen(i), len(orders[i]), len(always[i])) for i in range(num_layers)]
     logs = {
         domain: [
             [_log_ratio(rows[i][e], None if e in always[i] else even[i]) for e in orders[i]] for i in range(num_layers)

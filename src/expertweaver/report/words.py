@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 NOTHING = "–"
 _MINUS = "−"
@@ -13,6 +14,14 @@ _NO_BREAK = "\u00a0"
 def count(value: int | None) -> str:
     """Write a whole number with thousands separators."""
     return NOTHING if value is None else f"{value:,}"
+
+
+def extent(value: float | Sequence[Any]) -> str:
+    """Write a number, or the smallest and the largest of several, also of lists of them: 4 to 12."""
+    if isinstance(value, int | float):
+        return f"{value:,}"
+    flat = [number for item in value for number in (item if isinstance(item, Sequence) else [item])]
+    return NOTHING if not flat else " to ".join(f"{number:,}" for number in sorted({min(flat), max(flat)}))
 
 
 def short_count(value: int | None) -> str:

@@ -32,7 +32,7 @@ def calibration_set() -> CalibrationSet:
     return CalibrationSet(token_ids.where(sample_ids >= 0, 0), sample_ids, tuple("aabbaab"))
 
 
-@pytest.fixture(params=["qwen2", "llama-tied", "phi3", "granite", "gemma"], scope="module")
+@pytest.fixture(params=["qwen2", "llama-tied", "phi3", "granite", "gemma", "gemma2"], scope="module")
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_variant(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -180,7 +180,7 @@ def test_wrong_attention_or_norms_are_seen_by_the_logits(
 
 
 def test_the_neurons_must_be_a_permutation(sound: Sound, tmp_path: Path) -> None:
-    twice = sound.stored[0].expert_neurons.clone()
+    twice = torch.stack(list(sound.stored[0].expert_neurons))
     twice[0] = twice[1]
     broken = StoredLayer(**{**vars(sound.stored[0]), "expert_neurons": twice})
     with pytest.raises(VerificationError, match="not a permutation"):

@@ -34,7 +34,9 @@ def _layer_problems(name: str, can: Capabilities, dense: DenseModel) -> list[Pro
         refuse("no norms on queries and keys", "q_norm and k_norm", ANOTHER)
     if not traits.qk_norm and can.qk_norm == "required":
         refuse(f"norms on queries and keys, which {name} always has", "no such norms", ANOTHER)
-    if traits.sliding_window is not None and not can.sliding_window:
+    if dense.family.output_norm is not None:
+        refuse("an FFN whose output is added as it is", "a norm after the FFN", ANOTHER)
+    if traits.sliding_window is not None and not (can.sliding_window and dense.family.sliding_window):
         found = f"a sliding window of {traits.sliding_window} in a context of {dense.dims.max_position_embeddings}"
         refuse("full attention in every layer", found, ANOTHER)
     if traits.partial_rotary_factor != 1 and not can.partial_rotary:
