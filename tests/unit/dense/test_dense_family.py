@@ -49,7 +49,7 @@ def test_an_heir_keeps_what_it_does_not_change() -> None:
     assert set(llama.layer) <= set(qwen3.layer)
     assert (llama.qk_norm, qwen3.qk_norm) == (False, True)
     assert (llama.fused, set(phi3.fused)) == ({}, {"self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"})
-    assert phi3.rope_types == ("default",)
+    assert phi3.rope_types == ("default", "longrope")
     assert phi3.dropped == llama.dropped != ()
 
 
