@@ -143,7 +143,7 @@ def _send(upload: Upload) -> Upload:
             allow_patterns=list(upload.files),
             commit_message="Add a model converted by ExpertWeaver",
         )
-    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         if isinstance(error, CheckpointError):
             raise
         fix = "Check the id, your rights to write there (hf auth login) and the network."

@@ -59,13 +59,19 @@ def test_auto_takes_the_first_exact_format(variant: str, section: MethodSection,
 
 def test_a_pair_that_no_format_holds_is_refused_with_the_reason_of_each(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError) as caught:
-        choose_format("auto", dense("granite", tmp_path), "float32", method("weave"), BUDGET)
+        choose_format("auto", dense("granite", tmp_path), "float32", method("cmoe"), BUDGET)
     problems = {problem.where: problem for problem in caught.value.problems}
     assert list(problems) == [f"format {name}" for name in by_preference()]
-    last = problems["format granitemoeshared"]
-    assert last.found == "a router with a bias; a shared share that each layer chooses"
-    assert last.fix == "Set method.router_bias=false."
+    assert all("|gate_act * up_value|" in problem.found for problem in problems.values())
     assert "residual 0.3" in problems["format glm4_moe"].found
+    assert "expertweaver compare" in problems["format expertweaver_moe"].fix
+
+
+def test_our_own_class_is_taken_only_where_no_stock_class_is_exact(tmp_path: Path) -> None:
+    assert by_preference()[-1] == "expertweaver_moe"
+    choice = choose_format("auto", dense("granite", tmp_path), "float32", method("weave"), BUDGET)
+    assert choice.name == "expertweaver_moe"
+    assert "granitemoeshared cannot hold a router with a bias" in choice.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +98,12 @@ def test_a_method_that_a_format_cannot_hold_is_refused(
 
 
 def test_inspect_names_the_formats_that_hold_the_model(tmp_path: Path) -> None:
-    assert inspect(str(save_variant("mistral-window", tmp_path / "window")))["formats"] == ["mixtral"]
-    assert inspect(str(save_variant("qwen3", tmp_path / "qwen3")))["formats"] == ["dots1", "glm4_moe", "qwen3_moe"]
+    assert inspect(str(save_variant("mistral-window", tmp_path / "window")))["formats"] == [
+        "expertweaver_moe",
+        "mixtral",
+    ]
+    qwen3 = inspect(str(save_variant("qwen3", tmp_path / "qwen3")))["formats"]
+    assert qwen3 == ["dots1", "expertweaver_moe", "glm4_moe", "qwen3_moe"]
 
 
 def test_what_an_engine_leaves_out_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expertweaver.bench.ideal import Shape, Size
-from expertweaver.errors import CheckpointError, Problem, RecipeError
+from expertweaver.errors import ArchitectureError, CheckpointError, Problem, RecipeError, listed
 
 GGUF_CACHE_WIDTH = 2
 """Bytes of a number in llama.cpp's KV cache, which is float16 unless asked otherwise."""
@@ -72,12 +72,25 @@ def _folder_shape(model: Any, width: int) -> Shape:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         *(Size(number, number * width) for number in (sum(params.values()) - routed, head.numel(), routed)),
-        num_experts=experts.num_experts if experts else 0,
-        num_experts_per_tok=experts.num_experts_per_tok if experts else 0,
+        num_experts=_same_in_all(experts.num_experts) if experts else 0,
+        num_experts_per_tok=_same_in_all(experts.num_experts_per_tok) if experts else 0,
         num_layers=text.num_hidden_layers,
         query_size=text.num_attention_heads * head_dim,
         cache_bytes=2 * text.num_key_value_heads * head_dim * text.num_hidden_layers * width,
     )
+
+
+def _same_in_all(numbers: int | tuple[int, ...]) -> int:
+    """The number of a model whose layers have the same.
+
+    Raises:
+        ArchitectureError: Layers that differ, for which the ideal is not counted.
+    """
+    different = {numbers} if isinstance(numbers, int) else set(numbers)
+    if len(different) > 1:
+        found, fix = f"{listed(map(str, sorted(different)))} in different layers", "Time a model with equal layers."
+        raise ArchitectureError(Problem("bench", "as many experts in every layer", found, fix))
+    return different.pop()
 
 
 def gguf_facts(file: Path) -> ModelFacts:

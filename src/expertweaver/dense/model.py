@@ -145,13 +145,13 @@ def open_dense(name: str) -> DenseModel:
 
 def _check_buildable(config: Mapping[str, Any], where: str) -> None:
     """Build one layer without weights, so that values that the stock class stumbles over are known now."""
-    from expertweaver.dense.runner import meta_model, rotary_of
+    from expertweaver.dense.stock import StockModules
 
     values = {**config, "num_hidden_layers": 1}
     if isinstance(values.get("layer_types"), list):
         values["layer_types"] = values["layer_types"][:1]
     try:
-        rotary_of(meta_model(values))
+        StockModules(values)
     except Exception as error:  # a foreign configuration in a library with many error classes
         found = f"{type(error).__name__}: {shortened(str(error))}"
         fix = "Repair the config.json or download the model again."

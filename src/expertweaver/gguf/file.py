@@ -66,7 +66,7 @@ def write_file(
         digests = {}
         for (tensor, _), array in zip(outline.tensors, encoded, strict=True):
             writer.write_tensor_data(array)
-            digests[tensor.name] = hashlib.sha256(memoryview(array)).hexdigest()
+            digests[tensor.name] = hashlib.sha256(array.data).hexdigest()
             step()
         writer.flush()
         return digests
@@ -99,7 +99,7 @@ def check_file(file: Path, outline: Outline, digests: Mapping[str, str]) -> None
         if tensor.name in stored:
             read = stored[tensor.name]
             shape = tuple(reversed(read.shape.tolist()))
-            found = (shape, read.tensor_type.name.lower(), hashlib.sha256(memoryview(read.data)).hexdigest())
+            found = (shape, read.tensor_type.name.lower(), hashlib.sha256(read.data.data).hexdigest())
             wanted = (tensor.shape, kind.value, digests[tensor.name])
             if found != wanted:
                 problems.append(Problem(f"{file}: {tensor.name}", str(wanted), str(found), FIX))
