@@ -225,6 +225,6 @@ def _rope_problems(rope: Mapping[str, Any], family: Family, where: str) -> list[
 def _is_rope_value(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):  # options that are off or on
         return name not in ("rope_theta", "original")
-    if isinstance(value, list):  # factors of longrope, one a frequency
-        return all(_is_rope_value("factor", part) for part in value)
+    if isinstance(value, list):  # longrope's long_factor and short_factor, one number a frequency
+        return name.endswith("_factor") and all(_is_rope_value("factor", part) for part in value)
     return isinstance(value, int | float) and 0 < value < math.inf

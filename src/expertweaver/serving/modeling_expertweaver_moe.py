@@ -221,6 +221,7 @@ class _SparseModel(PreTrainedModel):
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict: Any = ("router",)
     _stock_classes: Any = None
+    _can_set_experts_implementation_cached_value: Any = None  # not what the stock class found out about itself
 
     def __new__(cls, config: ExpertWeaverMoeConfig | None = None, *args: Any, **kwargs: Any) -> Any:
         """Choose the stock class by `config.dense_model_type`; a copy of a finished model brings no config."""

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from support.families import SIZES
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from expertweaver.formats.expertweaver_moe import MODELING_FILE, set_all_experts_on
 from expertweaver.serving.modeling_expertweaver_moe import (
     ExpertWeaverMoeConfig,
     ExpertWeaverMoeSparseMLP,
     ExpertWeaverMoeTopkRouter,
+    _over_stock,
 )
 
 MIXED: dict[str, Any] = {
@@ -106,6 +107,8 @@ def test_a_bfloat16_model_keeps_its_router_in_float32(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_transformers_expert_kernels_can_be_chosen_and_agree() -> None:
+    assert not LlamaForCausalLM._can_set_experts_implementation()  # transformers remembers this of the class beneath
+    _over_stock.cache_clear()
     model: Any = AutoModelForCausalLM.from_config(config()).eval()
     ids = torch.arange(2, 12)[None]
     logits = []
