@@ -45,7 +45,7 @@ LONG_ROPE = {
     "long_factor": [1.0, 2.0, 4.0, 8.0],
     "original_max_position_embeddings": 32,
 }
-GRANITE = {
+GRANITE: dict[str, Any] = {
     "embedding_multiplier": 6.0,
     "residual_multiplier": 0.3,
     "attention_multiplier": 0.2,

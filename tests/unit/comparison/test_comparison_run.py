@@ -205,7 +205,7 @@ def test_a_cell_that_diverges_while_designed_is_named_and_those_before_it_are_ke
     assert problem.where == "moefication at mlp_sparsity 0.5, dense, layer 1"
     assert problem.fix.startswith("Leave this entry out")
     monkeypatch.setattr(cells, "weave_model", real)
-    compare(ground.source, **request | {"methods": "static"})
+    compare(ground.source, **ground.request(methods="static", mlp_sparsities=[0.5], seeds=1))
     assert calls["weave_model"] == 2, "static was kept; only random was left to do"
 
 
@@ -227,7 +227,7 @@ def test_a_cell_whose_logits_diverge_is_named_and_all_others_are_kept(
     [problem] = raised.value.problems
     assert problem.where.startswith("moefication at mlp_sparsity 0.5, moefication (0) on ")
     assert calls["weave_model"] == 3
-    compare(ground.source, **request | {"methods": "static"})
+    compare(ground.source, **ground.request(methods="static", mlp_sparsities=[0.5], seeds=1))
     assert calls["weave_model"] == 3, "static and random were kept"
 
 

@@ -90,7 +90,7 @@ def test_a_neuron_of_two_experts_is_stored_in_both_and_counted_twice_with_all_on
     mlp = loaded(stored, weights)
     assert torch.allclose(mlp(x), designed_ffn(x, weights, made, GELU), atol=1e-5)
     form.set_all_experts_on(mlp)
-    both = sum(dense_ffn(x, weights.slice(neurons), GELU) for neurons in experts)
+    both = torch.stack([dense_ffn(x, weights.slice(neurons), GELU) for neurons in experts]).sum(dim=0)
     assert torch.allclose(all_experts_ffn(x, weights, stored, torch.float32, GELU), both, atol=1e-5)
     assert torch.allclose(mlp(x), both, atol=1e-5)
 

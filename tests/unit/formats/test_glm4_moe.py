@@ -129,7 +129,8 @@ def test_a_router_with_nothing_to_choose_by_runs_the_lower_ids() -> None:
 
 def test_a_stored_layer_serves_its_weights_as_they_are_read_back() -> None:
     g = generator()
-    weights = GLUWeights(*(torch.randn(32, HIDDEN, generator=g) for _ in range(2)), torch.randn(HIDDEN, 32), "silu")
+    gate, up = (torch.randn(32, HIDDEN, generator=g) for _ in range(2))
+    weights = GLUWeights(gate, up, torch.randn(HIDDEN, 32, generator=g), "silu")
     layout = Layout(num_experts=7, num_experts_per_tok=3, num_shared_slices=1, slice_width=4)
     partition = Partition(torch.arange(4), list(torch.arange(4, 32).view(7, 4)))
     x = torch.randn(100, HIDDEN, generator=g)
