@@ -34,7 +34,9 @@ def test_every_family_has_a_variant() -> None:
 def test_every_rope_type_of_every_family_is_known_to_the_tests() -> None:
     covered: dict[str, set[str]] = {}
     for family, build in VARIANTS.values():
-        covered.setdefault(family, set()).add(build().rope_parameters["rope_type"])
+        rope = build().rope_parameters
+        kinds = [values for values in rope.values() if isinstance(values, dict)] or [rope]
+        covered.setdefault(family, set()).update(values["rope_type"] for values in kinds)
     supported = {rope for family in families().values() for rope in family.rope_types}
     assert set().union(*covered.values()) == supported
 
