@@ -107,6 +107,13 @@ def biased_attention(bench: Bench) -> None:
     edit_tensors(bench.source, {name: torch.zeros(n) for name, n in names.items()})
 
 
+def window_in_some_layers(bench: Bench) -> None:
+    rows = {"q_proj": 32, "k_proj": 16, "v_proj": 16}
+    names = {f"model.layers.{layer}.self_attn.{name}.bias": n for layer in range(2) for name, n in rows.items()}
+    edit_tensors(bench.source, {name: torch.zeros(n) for name, n in names.items()})
+    edit_config(bench.source, model_type="qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1)
+
+
 def remove_tokenizer(bench: Bench) -> None:
     for file in bench.source.glob("tokenizer*"):
         file.unlink()
@@ -209,7 +216,7 @@ KINDS = (
     Case(
         "sliding window in some layers",
         Complaint("dense", "full attention", "a sliding window of 16 in a context of 128", "--format auto"),
-        config(model_type="qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1),
+        window_in_some_layers,
         error=ARCHITECTURE,
     ),
     Case(
