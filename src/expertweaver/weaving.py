@@ -13,8 +13,9 @@ from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.calibration.traffic import LayerTraffic, Streams
+from expertweaver.calibration.traffic import LayerTraffic, Streams, TrafficSample
 from expertweaver.dense.model import DenseModel
+from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.methods.base import load_method
 from expertweaver.modeling.reference import activation, designed_ffn, neuron_activations, running_neurons
@@ -43,7 +44,11 @@ class WovenLayer:
 
 
 class Loom:
-    """Designs layer after layer by one method; a sequential method sees the traffic of the layers done so far."""
+    """Designs layer after layer by one method; a sequential method sees the traffic of the layers done so far.
+
+    Of several processes the leader designs, and gives the design to all: on another kind of processor the same
+    evidence could make another one, and on a shared machine each would only slow the others down.
+    """
 
     def __init__(
         self,
@@ -54,10 +59,13 @@ class Loom:
         *,
         compute_dtype: torch.dtype,
         scratch: Path,
+        group: Group = ALONE,
     ) -> None:
-        self.dense, self.method, self.budget = dense, method, budget
+        self.dense, self.method, self.budget, self.group = dense, method, budget, group
         self.streams = (
-            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch) if method.is_sequential else None
+            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch, group=group)
+            if method.is_sequential
+            else None
         )
 
     def layer(
@@ -94,10 +102,20 @@ class Loom:
         weights: GLUWeights,
         traffic: LayerTraffic | None,
     ) -> LayerDesign:
-        evidence = traffic if self.method.reads_traffic else statistics[layer]
-        module = load_method(self.method.name)
-        design = module.design(self.method, layer, evidence, weights, allocation, self.budget)
+        module, evidence = load_method(self.method.name), self._evidence(layer, statistics, weights, traffic)
+        design = self.group.lead(
+            lambda: module.design(self.method, layer, evidence(), weights, allocation, self.budget)
+        )
         return repaired(design, weights, traffic) if self.method.repair and traffic is not None else design
+
+    def _evidence(
+        self, layer: int, statistics: Sequence[LayerStatistics], weights: GLUWeights, traffic: LayerTraffic | None
+    ) -> Callable[[], LayerStatistics | TrafficSample]:
+        """What the leader designs on; a sample of traffic is gathered here, where all processes meet."""
+        if not self.method.reads_traffic or traffic is None:
+            return lambda: statistics[layer]
+        sample = traffic.sample(self.method.num_cluster_tokens(weights.num_neurons))
+        return lambda: sample
 
 
 def weave_model(
@@ -136,7 +154,7 @@ def weave_model(
         served = partial(designed_ffn, design=design, act=act)
         if stored_as is not None:
             form, dtype = stored_as
-            stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic))
+            stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic)())
             served = partial(stored_ffn, stored=stored, layout=layout, form=form, dtype=dtype, act=act)
         layers.append(WovenLayer(design, served))
         return served
@@ -150,11 +168,15 @@ def weave_model(
 
 def probe_inputs(
     method: MethodSection, layer: int, statistics: Sequence[LayerStatistics], traffic: LayerTraffic | None
-) -> Tensor:
-    """The FFN inputs that set the range of a layer's router when it is stored, [P, H]."""
-    if traffic is not None and method.reads_traffic:
-        return traffic.sample(method.num_probes)[0]
-    return statistics[layer].probe_inputs
+) -> Callable[[], Tensor]:
+    """What gives the leader the FFN inputs that set the range of a layer's router when it is stored, [P, H].
+
+    A sample of traffic is gathered here, where all processes meet.
+    """
+    if not method.reads_traffic or traffic is None:
+        return lambda: statistics[layer].probe_inputs
+    sample = traffic.sample(method.num_probes)
+    return lambda: sample.x
 
 
 def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) -> LayerDesign:
@@ -175,5 +197,12 @@ def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) ->
             active = neuron_act.mul_(running_neurons(batch.x, gate_act, neuron_act, design, exact.down))
             yield active, batch.target if design.bias is None else batch.target - design.bias
 
-    repair = repair_down(running(False), lambda: running(True), exact.down, num_fitting=traffic.num_fitting)
+    group = traffic.group
+    repair = repair_down(
+        running(False),
+        lambda: running(True),
+        exact.down,
+        num_fitting=sum(group.all(traffic.num_fitting)),
+        group=group,
+    )
     return replace(design, down=repair.down, measures={**design.measures, **repair.measures(exact.down)})

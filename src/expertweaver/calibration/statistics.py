@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from expertweaver.distributed import ALONE, Group
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights
@@ -93,7 +94,7 @@ class StatisticsAccumulator:
             sample_domains: Number of each sample's domain, [N].
         """
         neurons, num_samples = weights.num_neurons, len(sample_domains)
-        self.sample_domains = sample_domains
+        self.sample_domains, self.hidden_size = sample_domains, weights.gate.shape[1]
         self.down_norm_squared = weights.down.double().square().sum(dim=0)
         self.gate_act_abs = torch.zeros(num_samples, neurons)
         self.gate_act_signed = torch.zeros(num_samples, neurons)
@@ -121,12 +122,18 @@ class StatisticsAccumulator:
         self.probes.append(x[tokens.probe].float())
         self.probe_domains.append(self.sample_domains[tokens.sample_ids[tokens.probe]])
 
-    def finish(self, where: str) -> LayerStatistics:
-        """The statistics.
+    def finish(self, where: str, group: Group = ALONE) -> LayerStatistics:
+        """The statistics of all processes' tokens; the probes are at the leader only.
+
+        A sample lies in one process, so its sums are those of one process to the last bit; only the float64 sums over
+        all tokens are added up in another order.
 
         Raises:
             CalibrationError: A sample without tokens, or values that are not finite.
         """
+        sums = (self.gate_act_abs, self.gate_act_signed, self.tokens_per_sample)
+        for part in (*sums, self.neuron_act_sum, self.neuron_act_squared):
+            group.sum(part)
         if int(self.tokens_per_sample.min()) == 0:
             raise CalibrationError(Problem(where, "tokens of every sample", "a sample without any", "Report this."))
         contribution = self.neuron_act_squared * self.down_norm_squared
@@ -140,8 +147,8 @@ class StatisticsAccumulator:
             contribution,
             self.neuron_act_sum,
             self.neuron_act_squared,
-            torch.cat(self.probes),
-            torch.cat(self.probe_domains),
+            group.rows(torch.cat([torch.empty(0, self.hidden_size), *self.probes])),
+            group.rows(torch.cat([self.sample_domains[:0], *self.probe_domains])),
         )
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches
+from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches, shared_rows
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import LayerRunner
+from expertweaver.distributed import ALONE, Group
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
@@ -41,10 +42,31 @@ class TrafficBatch:
     judging: Tensor
 
 
+@dataclass(frozen=True)
+class TrafficSample:
+    """Some evenly spread tokens of a layer, of all processes; at the leader only.
+
+    Attributes:
+        x: FFN inputs in the converted model, [n, H] float32.
+        judging: Tokens held back from every fit, [n] bool.
+    """
+
+    x: Tensor
+    judging: Tensor
+
+
 class LayerTraffic:
     """What enters the FFN of one layer in the model converted so far, and what should leave it."""
 
-    def __init__(self, inputs: Tensor, residual: Tensor, wanted: Tensor, valid: Tensor, judging: Tensor) -> None:
+    def __init__(
+        self,
+        inputs: Tensor,
+        residual: Tensor,
+        wanted: Tensor,
+        valid: Tensor,
+        judging: Tensor,
+        group: Group = ALONE,
+    ) -> None:
         """Look at buffers that belong to `Streams`.
 
         Args:
@@ -53,26 +75,31 @@ class LayerTraffic:
             wanted: The dense model's residual stream after its FFN, [R, T, H].
             valid: Which places hold a token, [R, T] bool.
             judging: Which of them are held back, [R, T] bool.
+            group: The processes that have other rows.
         """
         self.inputs, self.residual, self.wanted = inputs, residual, wanted
-        self.valid, self.judging = valid, judging
+        self.valid, self.judging, self.group = valid, judging, group
 
     @property
     def num_tokens(self) -> int:
-        """Valid tokens, judging ones included."""
+        """Valid tokens in these rows, judging ones included."""
         return int(self.valid.sum())
 
     @property
     def num_fitting(self) -> int:
-        """Valid tokens that are not held back."""
+        """Valid tokens in these rows that are not held back."""
         return int((self.valid & ~self.judging).sum())
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """At most `count` evenly spread tokens: their FFN inputs [n, H] float32 and whether they judge [n] bool."""
-        places = self.valid.flatten().nonzero().squeeze(-1)
-        kept = min(count, len(places))
-        places = places[torch.arange(kept) * len(places) // kept]
-        return self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
+    def sample(self, count: int) -> TrafficSample:
+        """At most `count` tokens, evenly spread over those of all processes."""
+        per_process = self.group.all(self.num_tokens)
+        total, before = sum(per_process), sum(per_process[: self.group.rank])
+        kept = min(count, total)
+        chosen = torch.arange(kept) * total // kept - before
+        mine = chosen[(chosen >= 0) & (chosen < self.num_tokens)]
+        places = self.valid.flatten().nonzero().squeeze(-1)[mine]
+        x, judging = self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
+        return TrafficSample(self.group.rows(x), self.group.rows(judging))
 
     def batches(self, *, judging: bool | None = None) -> Iterator[TrafficBatch]:
         """All valid tokens in order, or only those that judge (True) or fit (False)."""
@@ -88,24 +115,32 @@ class Streams:
     """Both streams of hidden states, moved through the layers in order."""
 
     def __init__(
-        self, dense: DenseModel, calibration: CalibrationSet, *, compute_dtype: torch.dtype, scratch: Path
+        self,
+        dense: DenseModel,
+        calibration: CalibrationSet,
+        *,
+        compute_dtype: torch.dtype,
+        scratch: Path,
+        group: Group = ALONE,
     ) -> None:
-        """Embed the calibration tokens twice.
+        """Embed this process' rows of the calibration tokens twice.
 
         Args:
             dense: The source.
             calibration: Packed tokens.
             compute_dtype: Arithmetic of the passes.
-            scratch: Folder for hidden states that are too large for memory.
+            scratch: Folder for hidden states that are too large for memory, this process' own.
+            group: The processes that share the rows.
         """
-        self.dense, self.sample_ids = dense, calibration.sample_ids
+        mine, everywhere = shared_rows(calibration.sample_ids, group), calibration.sample_ids != PADDING
+        self.valid, self.judging = everywhere[mine], judging_tokens(everywhere)[mine]
+        calibration = calibration.rows(mine)
+        self.dense, self.sample_ids, self.group = dense, calibration.sample_ids, group
         self.runner = LayerRunner(dense, compute_dtype)
         self.act = activation(dense.dims.hidden_act)
         self.wanted = embed_all(self.runner, calibration, scratch, "hidden-dense.bin")
         self.converted = embed_all(self.runner, calibration, scratch, "hidden-converted.bin")
         self.inputs = hidden_buffer(self.converted.shape, compute_dtype, scratch, "ffn-inputs.bin")
-        self.valid = self.sample_ids != PADDING
-        self.judging = judging_tokens(self.valid)
 
     def enter(self, layer: int, weights: GLUWeights) -> LayerTraffic:
         """Move both streams up to a layer's FFN, and the dense one through it; call `leave` before the next layer.
@@ -128,7 +163,7 @@ class Streams:
                     where = f"{self.dense.folder.name}, layer {layer}"
                     fix = "Use calibration.compute_dtype=float32, and check the model's weights."
                     raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
-        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging)
+        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, self.group)
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
         """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""

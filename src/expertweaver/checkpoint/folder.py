@@ -9,15 +9,24 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from expertweaver.errors import CheckpointError, ExpertWeaverError, Problem
 
 JOURNAL = "journal.json"
 DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Workplace(Protocol):
+    """Where a process builds the output, and what it needs only meanwhile."""
+
+    partial: Path
+    scratch: Path
 
 
 class OutputFolder:
@@ -127,6 +136,31 @@ class OutputFolder:
                     for key, a, b in differences(before, now)
                 )
             )
+
+
+@dataclass(frozen=True)
+class HelperFolder:
+    """What a process that helps another to build a folder has of it: a place for files of its own."""
+
+    partial: Path
+    scratch: Path
+
+
+@contextmanager
+def helper_folder(out: Path, rank: int) -> Iterator[HelperFolder]:
+    """Lend a place of its own to a process that only helps; it is gone afterwards, however that process ends.
+
+    On a disk that the leader does not see, the folders around it are removed too.
+    """
+    partial = partial_folder(out)
+    scratch = partial / ".scratch" / f"process-{rank}"
+    try:
+        yield HelperFolder(partial, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # not empty: the leader's
+            scratch.parent.rmdir()
+            partial.rmdir()
 
 
 def take_lock(file: Path, folder: Path) -> IO[str]:

@@ -15,6 +15,7 @@ from expertweaver.cli.output import (
     print_pairs,
     quiet_libraries,
 )
+from expertweaver.distributed import joined, require_one_process
 
 if TYPE_CHECKING:
     from expertweaver.conversion import Conversion
@@ -56,35 +57,44 @@ def convert_command(
 ) -> None:
     """Convert a dense model into a sparse Mixture-of-Experts checkpoint."""
     with errors_explained(as_json, when_stopped=CONTINUABLE):
-        request = _request(
-            source, recipe, preset, settings, method=method, mlp_sparsity=mlp_sparsity, num_slices=num_slices,
-            calibration=calibration or None, format=output_format, dtype=dtype,
-            trust_remote_code=trust_remote_code or None,
-        )  # fmt: skip
         if dry_run:
-            _print_plan(request, out, overwrite=overwrite, as_json=as_json)
-            return
-        quiet_libraries()
-        from expertweaver.conversion import convert
+            require_one_process("convert --dry-run")
+        with joined() as group:
+            with group.together():
+                request = _request(
+                    source, recipe, preset, settings, method=method, mlp_sparsity=mlp_sparsity, num_slices=num_slices,
+                    calibration=calibration or None, format=output_format, dtype=dtype,
+                    trust_remote_code=trust_remote_code or None,
+                )  # fmt: skip
+            if dry_run:
+                _print_plan(request, out, overwrite=overwrite, as_json=as_json)
+                return
+            quiet_libraries()
+            from expertweaver.conversion import convert
 
-        done = convert(request, out, overwrite=overwrite, progress=ConsoleProgress())
-        if as_json:
-            print_json({"path": str(done.path), "seconds": done.seconds, "manifest": done.manifest})
-            return
-        budget = done.manifest["budget"]
-        print_pairs(
-            {
-                "written": done.path,
-                "report": done.path / "expertweaver" / "report.html",
-                "params": f"{budget['num_params']:,} (dense {budget['dense_num_params']:,})",
-                "active params": f"{budget['num_active_params']:,}",
-                "mlp_sparsity": f"{budget['mlp_sparsity']:.1%}",
-                "verified": f"{done.verification.num_tensors} tensors; all experts on equals {_dense_name(done)} to "
-                f"{done.verification.identity_error:.1e}, K experts equals the reference to "
-                f"{done.verification.reference_error:.1e} (relative)",
-                "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
-            }
-        )
+            done = convert(request, out, overwrite=overwrite, progress=ConsoleProgress(), group=group)
+        if group.leads:
+            _print_done(done, as_json=as_json)
+
+
+def _print_done(done: Conversion, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(done.path), "seconds": done.seconds, "manifest": done.manifest})
+        return
+    budget = done.manifest["budget"]
+    print_pairs(
+        {
+            "written": done.path,
+            "report": done.path / "expertweaver" / "report.html",
+            "params": f"{budget['num_params']:,} (dense {budget['dense_num_params']:,})",
+            "active params": f"{budget['num_active_params']:,}",
+            "mlp_sparsity": f"{budget['mlp_sparsity']:.1%}",
+            "verified": f"{done.verification.num_tensors} tensors; all experts on equals {_dense_name(done)} to "
+            f"{done.verification.identity_error:.1e}, K experts equals the reference to "
+            f"{done.verification.reference_error:.1e} (relative)",
+            "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
+        }
+    )
 
 
 def plan_command(

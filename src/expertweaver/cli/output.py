@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from expertweaver.distributed import ProcessLostError, is_first_process
 from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
@@ -75,17 +76,27 @@ def print_pairs(rows: Mapping[str, Any]) -> None:
 
 @contextmanager
 def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
-    """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
+    """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback.
+
+    Of several processes that a launcher started, the first speaks.
+    """
+    speaks = is_first_process()
     try:
         yield
     except ExpertWeaverError as error:
-        if as_json:
+        if as_json and speaks:
             problems = [vars(problem) for problem in error.problems]
             print_json({"error": type(error).__name__, "problems": problems})
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        if speaks:
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
+    except ProcessLostError as error:
+        if speaks:
+            typer.echo(str(error), err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo(when_stopped, err=True)
+        if speaks:
+            typer.echo(when_stopped, err=True)
         sys.exit(INTERRUPTED)
 
 

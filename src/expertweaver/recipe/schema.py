@@ -63,8 +63,12 @@ class MethodSection(Section):
 
     @property
     def reads_traffic(self) -> bool:
-        """Whether `design` is given the traffic of its layer in the model converted so far, not statistics."""
+        """Whether `design` is given a sample of its layer's traffic in the model converted so far, not statistics."""
         return False
+
+    def num_cluster_tokens(self, intermediate_size: int) -> int:
+        """Tokens of its layer's traffic that `design` is given, at most; unused unless `reads_traffic`."""
+        return 8192
 
     @property
     def is_sequential(self) -> bool:
