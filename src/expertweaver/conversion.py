@@ -27,7 +27,7 @@ from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.checkpoint.writer import LayerWriter
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
-from expertweaver.machine import available_memory
+from expertweaver.machine import available_memory, compute_device
 from expertweaver.methods.base import load_method
 from expertweaver.partition.allocation import Allocation
 from expertweaver.planning import Plan, few_tokens, plan
@@ -58,6 +58,7 @@ def convert(
     *,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    device: str = "cpu",
     group: Group = ALONE,
 ) -> Conversion:
     """Convert a dense GLU model into a sparse Mixture-of-Experts checkpoint.
@@ -69,6 +70,7 @@ def convert(
         out: The folder to create.
         overwrite: Replace an existing model folder once the new one is verified.
         progress: Hears of stages and warnings.
+        device: Where layers are computed, one at a time: cpu, cuda or cuda:NUMBER; methods design on the CPU.
         group: The processes that share the work, all of which call this; see `expertweaver.distributed.joined`.
 
     Raises:
@@ -77,12 +79,16 @@ def convert(
         VerificationError: The result does not compute what it must; nothing is left behind.
     """
     with group.together():
-        return _convert(recipe, Path(out), overwrite, progress if group.leads else SILENT, group)
+        return _convert(recipe, Path(out), overwrite, progress if group.leads else SILENT, device, group)
 
 
-def _convert(recipe: Recipe, out: Path, overwrite: bool, progress: Progress, group: Group) -> Conversion:
+def _convert(
+    recipe: Recipe, out: Path, overwrite: bool, progress: Progress, device_name: str, group: Group
+) -> Conversion:
     clock = _Clock()
-    todo = plan(recipe, out if group.leads else None, overwrite=overwrite, estimate_time=False)
+    target = out if group.leads else None
+    todo = plan(recipe, target, overwrite=overwrite, device=device_name, estimate_time=False)
+    device = compute_device(device_name)
     require_same_request(todo, group)
     for warning in todo.warnings:
         progress.note(warning)
@@ -95,12 +101,13 @@ def _convert(recipe: Recipe, out: Path, overwrite: bool, progress: Progress, gro
     with workplace(todo, calibration, out, overwrite, group) as folder:
         if isinstance(folder, OutputFolder) and folder.resumed:
             progress.note(f"continuing the run that was begun in {folder.partial}")
-        statistics = _profile(todo, calibration, folder.scratch, progress, group)
+        statistics = _profile(todo, calibration, folder.scratch, progress, group, device)
         clock.lap("profile")
         num_layers, method = todo.dense.dims.num_hidden_layers, recipe.method
         allocations = group.lead(lambda: load_method(method.name).allocate(method, statistics, todo.budget, num_layers))
         layout = uniform_layout(allocations, todo.budget)
-        finished = LayerWriter(todo, calibration, layout, statistics, folder, group).write(allocations, progress)
+        writer = LayerWriter(todo, calibration, layout, statistics, folder, group, device)
+        finished = writer.write(allocations, progress)
         clock.lap("layers")
 
         def complete() -> Conversion:
@@ -180,7 +187,7 @@ class _Clock:
 
 
 def _profile(
-    todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress, group: Group
+    todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress, group: Group, device: torch.device
 ) -> Sequence[LayerStatistics]:
     """Statistics of the dense model; none for a method that reads the traffic of the converted one instead."""
     if todo.recipe.method.reads_traffic:
@@ -198,6 +205,7 @@ def _profile(
             gradient_tokens=method.gradient_tokens if method.needs_gradients else None,
             on_layer=lambda layer: step(),
             group=group,
+            device=device,
         )
     return statistics
 

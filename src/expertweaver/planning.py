@@ -14,6 +14,7 @@ from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
+from expertweaver.machine import compute_device
 from expertweaver.partition.budget import ENGINE_BLOCK, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
 
@@ -101,13 +102,21 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, estimate_time: bool = True) -> Plan:
+def plan(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    device: str = "cpu",
+    estimate_time: bool = True,
+) -> Plan:
     """Check a request completely and say what it will do, without reading a weight.
 
     Args:
         recipe: The request.
         out: Where the result would go; None leaves the target unchecked.
         overwrite: Whether an existing `out` may be replaced.
+        device: Where layers would be computed: cpu, cuda or cuda:NUMBER.
         estimate_time: Measure this machine for a moment to estimate the time.
 
     Raises:
@@ -117,7 +126,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
     paths = recipe.calibration.paths or (str(shipped_calibration()),)
-    budget = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
+    budget = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite, device=device)
     length = min(recipe.calibration.sequence_length, dims.max_position_embeddings)
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
@@ -134,7 +143,14 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
 
 
 def _run_checks(
-    recipe: Recipe, dense: DenseModel, dtype: str, paths: Sequence[str], out: Path | None, *, overwrite: bool
+    recipe: Recipe,
+    dense: DenseModel,
+    dtype: str,
+    paths: Sequence[str],
+    out: Path | None,
+    *,
+    overwrite: bool,
+    device: str,
 ) -> SliceBudget:
     """Run every check of the request and raise all problems together."""
     errors: list[ExpertWeaverError] = []
@@ -156,6 +172,7 @@ def _run_checks(
     attempt(lambda: require_tokenizer(dense.folder.path))
     attempt(lambda: check_paths(paths))
     attempt(lambda: check_paths(recipe.evaluate.text))
+    attempt(lambda: compute_device(device))
     if out is not None:
         attempt(lambda: check_target(out, overwrite=overwrite, source=dense.folder.path))
     if errors:

@@ -15,6 +15,7 @@ from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import LayerTraffic, Streams, TrafficSample
 from expertweaver.dense.model import DenseModel
+from expertweaver.dense.runner import CPU
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.methods.base import load_method
@@ -60,10 +61,11 @@ class Loom:
         compute_dtype: torch.dtype,
         scratch: Path,
         group: Group = ALONE,
+        device: torch.device = CPU,
     ) -> None:
-        self.dense, self.method, self.budget, self.group = dense, method, budget, group
+        self.dense, self.method, self.budget, self.group, self.device = dense, method, budget, group, device
         self.streams = (
-            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch, group=group)
+            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch, group=group, device=device)
             if method.is_sequential
             else None
         )
@@ -83,7 +85,8 @@ class Loom:
             layer: The layer.
             allocation: Its share of the budget.
             statistics: Of all layers; empty for a method that reads traffic.
-            finish: Is given the dense FFN, the design and the traffic, keeps the design, and says what is served.
+            finish: Is given the dense FFN, the design and the traffic, keeps the design, and says what is served, on
+                the loom's device.
             known: What is served, if the layer was designed before; it is then only passed through.
         """
         weights = self.dense.read_ffn(layer)
@@ -92,7 +95,7 @@ class Loom:
             design = self._design(layer, allocation, statistics, weights, traffic)
             known = finish(weights, design, traffic)
         if self.streams is not None:
-            self.streams.leave(partial(known, weights=weights.to(torch.float32)))
+            self.streams.leave(partial(known, weights=weights.to(torch.float32, self.device)))
 
     def _design(
         self,
@@ -106,7 +109,7 @@ class Loom:
         design = self.group.lead(
             lambda: module.design(self.method, layer, evidence(), weights, allocation, self.budget)
         )
-        return repaired(design, weights, traffic) if self.method.repair and traffic is not None else design
+        return repaired(design, weights, traffic, self.device) if self.method.repair and traffic is not None else design
 
     def _evidence(
         self, layer: int, statistics: Sequence[LayerStatistics], weights: GLUWeights, traffic: LayerTraffic | None
@@ -179,7 +182,9 @@ def probe_inputs(
     return lambda: sample.x
 
 
-def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) -> LayerDesign:
+def repaired(
+    design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic, device: torch.device = CPU
+) -> LayerDesign:
     """Repair a design's down_proj by least squares, so that the neurons that run give what the dense model's FFN would.
 
     The target is the dense residual stream minus the converted one, so earlier layers' errors are repaired too.
@@ -188,14 +193,17 @@ def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) ->
         design: What runs on which token; an output bias is kept and taken out of the target.
         weights: The dense FFN.
         traffic: The layer's tokens.
+        device: Where products, sums and the solution are computed.
     """
-    exact, act = weights.to(torch.float32), activation(weights.hidden_act)
+    exact, act = weights.to(torch.float32, device), activation(weights.hidden_act)
+    served = design.on(device)
 
     def running(judging: bool) -> Iterable[Batch]:
         for batch in traffic.batches(judging=judging):
-            gate_act, neuron_act = neuron_activations(batch.x, exact, act)
-            active = neuron_act.mul_(running_neurons(batch.x, gate_act, neuron_act, design, exact.down))
-            yield active, batch.target if design.bias is None else batch.target - design.bias
+            x, target = batch.x.to(device), batch.target.to(device)
+            gate_act, neuron_act = neuron_activations(x, exact, act)
+            active = neuron_act.mul_(running_neurons(x, gate_act, neuron_act, served, exact.down))
+            yield active, target if served.bias is None else target - served.bias
 
     group = traffic.group
     repair = repair_down(
@@ -205,4 +213,4 @@ def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) ->
         num_fitting=sum(group.all(traffic.num_fitting)),
         group=group,
     )
-    return replace(design, down=repair.down, measures={**design.measures, **repair.measures(exact.down)})
+    return replace(design, down=repair.down.cpu(), measures={**design.measures, **repair.measures(exact.down)})

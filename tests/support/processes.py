@@ -19,7 +19,7 @@ def run_together(work: Callable[..., None], *arguments: object, size: int = 2) -
 
     They are forked: they begin with what is loaded and patched here.
     """
-    context, port = multiprocessing.get_context("fork"), _free_port()
+    context, port = multiprocessing.get_context("fork"), free_port()
     processes = [
         context.Process(target=_work, args=(work, arguments, rank, size, port), daemon=True) for rank in range(size)
     ]
@@ -50,7 +50,8 @@ def _work(work: Callable[..., None], arguments: tuple[object, ...], rank: int, s
     work(*arguments)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -14,7 +14,7 @@ from expertweaver.calibration.gradients import layer_gradients
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder, TokenBatch
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.distributed import ALONE, Group
 from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
 from expertweaver.modeling.values import GLUWeights
@@ -37,6 +37,7 @@ def profile_layers(
     gradient_tokens: int | None = None,
     on_layer: Callable[[int], None] = lambda layer: None,
     group: Group = ALONE,
+    device: torch.device = CPU,
 ) -> None:
     """Fill `statistics` for every layer; layers already there are run through but not measured again.
 
@@ -53,6 +54,7 @@ def profile_layers(
             that is continued takes them again, down to the first layer that is missing.
         on_layer: Called after each layer, for progress.
         group: The processes that share the rows.
+        device: Where a layer is computed; hidden states stay in host memory.
 
     Raises:
         CalibrationError: Activations or gradients that are not finite.
@@ -64,10 +66,10 @@ def profile_layers(
     saliencies = _saliencies(dense, calibration, gradient_tokens, missing[0]) if with_gradients else {}
     mine = shared_rows(calibration.sample_ids, group)
     probe_mask, calibration = calibration.probe_mask(num_probes)[mine], calibration.rows(mine)
-    runner = LayerRunner(dense, compute_dtype)
+    runner = LayerRunner(dense, compute_dtype, device=device)
     hidden = embed_all(runner, calibration, scratch)
     for layer in range(max(missing) + 1):
-        weights = dense.read_ffn(layer).to(compute_dtype)
+        weights = dense.read_ffn(layer).to(compute_dtype, device)
         measured = StatisticsAccumulator(weights, calibration.domain_ids) if layer in missing else None
         _run_layer(runner, layer, weights, hidden, calibration, probe_mask, measured)
         if measured is not None:

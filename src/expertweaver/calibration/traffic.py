@@ -17,7 +17,7 @@ from torch import Tensor
 from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches, shared_rows
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.distributed import ALONE, Group
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
@@ -122,6 +122,7 @@ class Streams:
         compute_dtype: torch.dtype,
         scratch: Path,
         group: Group = ALONE,
+        device: torch.device = CPU,
     ) -> None:
         """Embed this process' rows of the calibration tokens twice.
 
@@ -131,12 +132,13 @@ class Streams:
             compute_dtype: Arithmetic of the passes.
             scratch: Folder for hidden states that are too large for memory, this process' own.
             group: The processes that share the rows.
+            device: Where a layer is computed; hidden states stay in host memory.
         """
         mine, everywhere = shared_rows(calibration.sample_ids, group), calibration.sample_ids != PADDING
         self.valid, self.judging = everywhere[mine], judging_tokens(everywhere)[mine]
         calibration = calibration.rows(mine)
         self.dense, self.sample_ids, self.group = dense, calibration.sample_ids, group
-        self.runner = LayerRunner(dense, compute_dtype)
+        self.runner = LayerRunner(dense, compute_dtype, device=device)
         self.act = activation(dense.dims.hidden_act)
         self.wanted = embed_all(self.runner, calibration, scratch, "hidden-dense.bin")
         self.converted = embed_all(self.runner, calibration, scratch, "hidden-converted.bin")
@@ -152,7 +154,7 @@ class Streams:
         Raises:
             CalibrationError: Hidden states that are not finite.
         """
-        weights = weights.to(self.runner.dtype)
+        weights = weights.to(self.runner.dtype, self.runner.device)
         with self.runner.layer(layer) as module:
             for rows in row_batches(self.sample_ids):
                 ids = self.sample_ids[rows]
@@ -166,11 +168,15 @@ class Streams:
         return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, self.group)
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
-        """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""
+        """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H].
+
+        The FFN lies on the device that the streams compute on.
+        """
         for rows in row_batches(self.sample_ids):
             tokens = self.valid[rows]
             part = self.converted[rows]
-            part[tokens] += ffn(self.inputs[rows][tokens].float()).to(part.dtype)
+            x = self.inputs[rows][tokens].float().to(self.runner.device)
+            part[tokens] += ffn(x).to(part)
             self.converted[rows] = part
 
 

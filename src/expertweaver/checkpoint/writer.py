@@ -16,6 +16,7 @@ from expertweaver.checkpoint.folder import Workplace
 from expertweaver.checkpoint.manifest import layer_record
 from expertweaver.checkpoint.shards import ShardNames, write_index, write_shard
 from expertweaver.checkpoint.verify import copied_tensors
+from expertweaver.dense.runner import CPU
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Layout, StoredLayer, load_format, stored_ffn
 from expertweaver.modeling.reference import activation
@@ -37,6 +38,7 @@ class LayerWriter:
         statistics: Sequence[LayerStatistics],
         folder: Workplace,
         group: Group = ALONE,
+        device: torch.device = CPU,
     ) -> None:
         """Prepare a run.
 
@@ -47,9 +49,11 @@ class LayerWriter:
             statistics: Of all layers; empty for a method that reads traffic.
             folder: Where shards and records go.
             group: The processes that share the work; the leader writes.
+            device: Where a sequential method's passes and repairs are computed.
         """
         self.todo, self.calibration, self.layout = todo, calibration, layout
-        self.statistics, self.folder, self.group = statistics, folder, group
+        self.statistics, self.folder = statistics, folder
+        self.group, self.device = group, device
         self.form = load_format(todo.recipe.output.format)
         self.act = activation(todo.dense.dims.hidden_act)
         self.names = ShardNames(todo.dense.dims.num_hidden_layers)
@@ -75,6 +79,7 @@ class LayerWriter:
             compute_dtype=getattr(torch, recipe.calibration.compute_dtype),
             scratch=self.folder.scratch,
             group=self.group,
+            device=self.device,
         )
         for layer, allocation in enumerate(allocations):
             stored = self.group.lead(lambda layer=layer: self.finished[layer] if self.finished.has(layer) else None)
@@ -105,7 +110,8 @@ class LayerWriter:
     def _served(self, stored: StoredLayer) -> Served:
         """What a written layer serves, with its weights as rounded on disk."""
         dtype = self.todo.torch_dtype
-        return partial(stored_ffn, stored=stored, layout=self.layout, form=self.form, dtype=dtype, act=self.act)
+        there = stored.on(self.device)
+        return partial(stored_ffn, stored=there, layout=self.layout, form=self.form, dtype=dtype, act=self.act)
 
     def _write_rest(self) -> None:
         dense, dtype, embeddings = self.todo.dense, self.todo.torch_dtype, "model.embed_tokens.weight"

@@ -14,6 +14,7 @@ from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 
 FFN = Callable[[Tensor], Tensor]
+CPU = torch.device("cpu")
 
 
 class FFNSlot(nn.Module):
@@ -31,19 +32,27 @@ class FFNSlot(nn.Module):
 class LayerRunner:
     """Runs a dense model's own transformers layers; only one layer's weights are in memory at a time."""
 
-    def __init__(self, dense: DenseModel, dtype: torch.dtype, stored_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        dense: DenseModel,
+        dtype: torch.dtype,
+        stored_dtype: torch.dtype | None = None,
+        device: torch.device = CPU,
+    ) -> None:
         """Prepare the layers.
 
         Args:
             dense: The model.
             dtype: Arithmetic of the forward pass.
             stored_dtype: Round weights to this type first, to compare with a checkpoint that was written in it.
+            device: Where a layer lies and is computed; hidden states come and go.
         """
         self.dense = dense
         self.dtype = dtype
         self.stored_dtype = stored_dtype
         self.skeleton = meta_model(dense.config)
-        self.rotary = rotary_of(self.skeleton)
+        self.device = device
+        self.rotary = rotary_of(self.skeleton).to(device)
 
     def embedding_table(self) -> Tensor:
         """The token embeddings as stored, [V, H]."""
@@ -67,7 +76,7 @@ class LayerRunner:
         prefix = layer_prefix(index)
         sources = {o.source for name, o in self.dense.origins.items() if name.startswith(prefix)}
         weights = {
-            source.removeprefix(prefix): self._cast(self.dense.reader.read(source))
+            source.removeprefix(prefix): self._cast(self.dense.reader.read(source)).to(self.device)
             for source in sources
             if not source.startswith(prefix + "mlp.")
         }
@@ -79,13 +88,14 @@ class LayerRunner:
 
         Args:
             module: What `layer` gave.
-            hidden: Hidden states entering the layer.
+            hidden: Hidden states entering the layer; the result lies where they do.
             sample_ids: Sample of each token [B, T]; -1 is padding, which sees only itself.
-            ffn: Called with the normalised FFN inputs [B, T, H].
+            ffn: Called with the normalised FFN inputs [B, T, H], on the runner's device.
             with_graph: Let the result be differentiated.
         """
         module.mlp.ffn = ffn
-        return run_layer(module, self.rotary, hidden, sample_ids, with_graph=with_graph)
+        there = hidden.to(self.device), sample_ids.to(self.device)
+        return run_layer(module, self.rotary, *there, with_graph=with_graph).to(hidden.device)
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.
@@ -105,7 +115,7 @@ class LayerRunner:
             return torch.zeros_like(x)
 
         residual = self.run(module, hidden, sample_ids, nothing)
-        return seen[0], residual
+        return seen[0].to(hidden.device), residual
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)
@@ -139,16 +149,16 @@ def run_layer(
 def attention_mask(sample_ids: Tensor) -> Tensor:
     """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself."""
     length = sample_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=sample_ids.device).tril()
     same = sample_ids[:, :, None] == sample_ids[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool)
+    itself = torch.eye(length, dtype=torch.bool, device=sample_ids.device)
     real = (sample_ids >= 0)[:, :, None]
     return ((same & causal & real) | itself)[:, None]
 
 
 def positions_in_samples(sample_ids: Tensor) -> Tensor:
     """Position of each token inside its own sample, [B, T]: samples are contiguous runs of one id."""
-    steps = torch.arange(sample_ids.shape[1])
+    steps = torch.arange(sample_ids.shape[1], device=sample_ids.device)
     starts = torch.ones_like(sample_ids, dtype=torch.bool)
     starts[:, 1:] = sample_ids[:, 1:] != sample_ids[:, :-1]
     last_start = torch.where(starts, steps, 0).cummax(dim=1).values

@@ -55,6 +55,11 @@ class StoredLayer:
     routing_kept: float
     down: Tensor | None = None
 
+    def on(self, device: torch.device) -> StoredLayer:
+        """The same layer on a device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
     def served(self, weights: GLUWeights) -> GLUWeights:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
         return weights if self.down is None else replace(weights, down=self.down)
@@ -132,7 +137,7 @@ def stored_ffn(
     routing = form.reference_routing(x, stored, layout)
     weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
     served = stored.served(weights).to(dtype).to(torch.float32)
-    scale = torch.ones(len(x), weights.num_neurons)
+    scale = torch.ones(len(x), weights.num_neurons, device=x.device)
     scale[:, stored.expert_neurons.flatten()] = weight.repeat_interleave(layout.slice_width, dim=1)
     return (neuron_activations(x, served, act)[1] * scale) @ served.down.T
 

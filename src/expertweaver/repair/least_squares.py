@@ -180,8 +180,8 @@ def _factor(gram: Tensor, weight: float) -> Tensor | None:
 
 def _neuron_system(fitting: Iterable[Batch], down: Tensor, group: Group) -> _NeuronSystem:
     hidden, neurons = down.shape
-    gram = torch.zeros(neurons, neurons, dtype=torch.float64)
-    cross = torch.zeros(neurons, hidden, dtype=torch.float64)
+    gram = down.new_zeros(neurons, neurons, dtype=torch.float64)
+    cross = down.new_zeros(neurons, hidden, dtype=torch.float64)
     for active, target in fitting:
         for start in range(0, neurons, BLOCK):
             rows = slice(start, start + BLOCK)

@@ -1,0 +1,34 @@
+"""Every model in the repository still converts to what it did when its golden was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.goldens import (
+    GOLDENS,
+    LOSS_TOLERANCE,
+    MEASURE_TOLERANCE,
+    converted,
+    differences,
+    facts,
+    golden_file,
+    models,
+)
+
+
+def test_every_model_has_a_golden_and_every_golden_is_read() -> None:
+    assert sorted(models()) == ["babyllama361", "mix7m", "stories260K"]
+    assert sorted(path.stem for path in GOLDENS.glob("*.json")) == sorted(models())
+
+
+@pytest.mark.parametrize("name", sorted(models()))
+def test_a_small_conversion_is_its_golden(name: str, tmp_path: Path) -> None:
+    golden = json.loads(golden_file(name).read_text("utf-8"))
+    found = facts(converted(name, tmp_path).path)
+    loss, measure = differences(golden, found)
+    assert loss <= LOSS_TOLERANCE
+    assert measure <= MEASURE_TOLERANCE
+    assert found["dense_nats_per_token"] == pytest.approx(golden["dense_nats_per_token"], abs=1e-4)
+    assert golden["loss_over_dense"] > 2 * LOSS_TOLERANCE, "a tolerance that hides everything checks nothing"
