@@ -1,7 +1,7 @@
 """Goldens: a small conversion of every model in the repository, and how far others of the same recipe may be from it.
 
 PYTHONPATH=tests python -m support.goldens write      # write tests/golden/*.json anew; say in the commit why
-PYTHONPATH=tests python -m support.goldens measure    # how far threads, processors and processes take it
+PYTHONPATH=tests python -m support.goldens measure    # how far threads and the processor's instructions take it
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from support.processes import free_port
 
 from expertweaver import convert, make_recipe
 from expertweaver.assets import shipped_heldout, shipped_model
+from expertweaver.cli.output import quiet_libraries
 from expertweaver.conversion import Conversion
-from expertweaver.distributed import ALONE, Group, joined
 from expertweaver.inspection import inspect
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +45,6 @@ SETTINGS: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, str]] = {
     "again": {},
     "2 threads": {"OMP_NUM_THREADS": "2"},
-    "2 processes": {"WORLD_SIZE": "2"},
     "no vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
 }
 
@@ -62,16 +60,15 @@ def golden_file(name: str) -> Path:
     return GOLDENS / f"{name}.json"
 
 
-def converted(name: str, folder: Path, group: Group = ALONE) -> Conversion:
+def converted(name: str, folder: Path) -> Conversion:
     """Convert a model as its golden was, into a folder of its name."""
-    source, text = models()[name], folder / f"heldout-{group.rank}.jsonl"
+    source, text = models()[name], folder / "heldout.jsonl"
     lines = shipped_heldout().read_text("utf-8").splitlines(keepends=True)
     text.write_text("".join(lines[:: len(lines) // DOCUMENTS][:DOCUMENTS]), encoding="utf-8")
     width = inspect(source)["intermediate_size"]
     num_slices = max(count for count in range(2, 100, 2) if width % count == 0)
-    recipe = make_recipe(source, settings=SETTINGS | {"num_slices": num_slices})
-    evaluate = recipe.evaluate.model_copy(update={"text": (str(text),)}) if group.leads else recipe.evaluate
-    return convert(recipe.model_copy(update={"evaluate": evaluate}), folder / name, group=group)
+    recipe = make_recipe(source, settings=SETTINGS | {"num_slices": num_slices, "evaluate.text": [str(text)]})
+    return convert(recipe, folder / name)
 
 
 def facts(done: Path) -> dict[str, Any]:
@@ -99,11 +96,11 @@ def differences(golden: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[fl
 
 
 def main(verb: str, *arguments: str) -> None:
-    """Run a verb; `run FOLDER` converts all models, alone or as one of several processes."""
+    """Run a verb; `run FOLDER` converts all models."""
     if verb == "run":
-        with joined() as group:
-            for name in models():
-                converted(name, Path(arguments[0]), group)
+        quiet_libraries()
+        for name in models():
+            converted(name, Path(arguments[0]))
         return
     with tempfile.TemporaryDirectory() as place:
         base = _run(Path(place) / "base", {})
@@ -117,18 +114,10 @@ def main(verb: str, *arguments: str) -> None:
 
 
 def _run(folder: Path, environment: Mapping[str, str]) -> Path:
-    """Convert every model in processes of this environment."""
+    """Convert every model in a process of this environment."""
     folder.mkdir()
-    size = int(environment.get("WORLD_SIZE", "1"))
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if size > 1 else {}
-    processes = []
-    for rank in range(size):
-        own = {"RANK": str(rank)} if size > 1 else {}
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment) | group | own
-        processes.append(subprocess.Popen([sys.executable, "-m", "support.goldens", "run", str(folder)], env=variables))
-    codes = [process.wait() for process in processes]
-    if any(codes):
-        sys.exit(f"{folder.name} failed")
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment)
+    subprocess.run([sys.executable, "-m", "support.goldens", "run", str(folder)], env=variables, check=True)
     return folder
 
 

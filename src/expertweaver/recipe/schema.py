@@ -1,8 +1,8 @@
 """The recipe: everything that decides what a conversion computes, as frozen validated sections.
 
 Host matters (where the output goes, whether it may replace something, the device, progress) are arguments of the verbs,
-not part of the recipe. The same recipe gives the same bytes on the same machine with as many threads; elsewhere sums are
-rounded otherwise, and the weights differ within the tolerance of docs/determinism.md.
+not part of the recipe. The same recipe gives the same bytes on the same machine with as many threads; elsewhere sums
+are rounded otherwise, and the result differs within the tolerance of docs/determinism.md.
 """
 
 from __future__ import annotations
