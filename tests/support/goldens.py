@@ -26,11 +26,14 @@ from expertweaver.inspection import inspect
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "golden"
 
-LOSS_TOLERANCE = 0.02
-"""Nats per token that the loss over dense may differ by on another processor."""
+LOSS_TOLERANCE = 0.1
+"""Nats per token that the loss over dense may differ by on another processor; 0.083 was measured.
 
-MEASURE_TOLERANCE = 0.02
-"""What a layer's captured energy and errors, all shares of one, may differ by on another processor."""
+So few tokens are judged and calibrated on that another rounding is worth as much as another seed.
+"""
+
+MEASURE_TOLERANCE = 0.015
+"""What a layer's captured energy and errors, all shares of one, may differ by there; 0.011 was measured."""
 
 MEASURES = ("captured_energy", "error_before", "error")
 DOCUMENTS = 8
