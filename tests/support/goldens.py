@@ -68,7 +68,7 @@ def converted(name: str, folder: Path) -> Conversion:
     source, text = models()[name], folder / "heldout.jsonl"
     lines = shipped_heldout().read_text("utf-8").splitlines(keepends=True)
     text.write_text("".join(lines[:: len(lines) // DOCUMENTS][:DOCUMENTS]), encoding="utf-8")
-    width = inspect(source)["intermediate_size"]
+    width = inspect(str(source))["intermediate_size"]
     num_slices = max(count for count in range(2, 100, 2) if width % count == 0)
     recipe = make_recipe(source, settings=SETTINGS | {"num_slices": num_slices, "evaluate.text": [str(text)]})
     return convert(recipe, folder / name)

@@ -62,8 +62,9 @@ def profile_layers(
     missing = group.lead(lambda: [layer for layer in range(len(statistics)) if not statistics.has(layer)])
     if not missing:
         return
-    with_gradients = group.leads and gradient_tokens is not None
-    saliencies = _saliencies(dense, calibration, gradient_tokens, missing[0]) if with_gradients else {}
+    saliencies = {}
+    if gradient_tokens is not None and group.leads:
+        saliencies = _saliencies(dense, calibration, gradient_tokens, missing[0])
     mine = shared_rows(calibration.sample_ids, group)
     probe_mask, calibration = calibration.probe_mask(num_probes)[mine], calibration.rows(mine)
     runner = LayerRunner(dense, compute_dtype, device=device)

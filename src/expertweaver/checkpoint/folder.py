@@ -25,8 +25,15 @@ DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Workplace(Protocol):
     """Where a process builds the output, and what it needs only meanwhile."""
 
-    partial: Path
-    scratch: Path
+    @property
+    def partial(self) -> Path:
+        """Where the output is built."""
+        ...
+
+    @property
+    def scratch(self) -> Path:
+        """Where this process keeps files of its own meanwhile."""
+        ...
 
 
 class OutputFolder:
