@@ -19,7 +19,7 @@ from expertweaver.dense.model import open_dense
 from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.distributed import ALONE
 from expertweaver.errors import RecipeError
-from expertweaver.formats.base import Layout, StoredLayer, load_format, stored_ffn
+from expertweaver.formats.base import DownScales, Layout, StoredLayer, load_format, stored_ffn
 from expertweaver.machine import compute_device
 from expertweaver.modeling.reference import activation, dense_ffn, designed_ffn
 from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, NeuronRouter, Partition, Router
@@ -78,9 +78,24 @@ def test_a_design_is_served_on_the_device(router: Router | NeuronRouter | Neuron
         designed_ffn(inputs(), weights(ELSEWHERE), design, act)
 
 
-def test_a_stored_layer_is_served_on_the_device() -> None:
-    ids = torch.arange(NEURONS).view(4, 2)
-    stored = StoredLayer(ids[0], ids[1:], torch.randn(3, HIDDEN), torch.randn(3), 0, 1.0, 1.0, weights(CPU).down)
+IDS = torch.arange(NEURONS)
+EXPERTS = {"alike": IDS[2:].view(3, 2), "of unequal width": (IDS[2:3], IDS[3:5], IDS[5:])}
+
+
+@pytest.mark.parametrize("experts", EXPERTS.values(), ids=EXPERTS)
+def test_a_stored_layer_is_served_on_the_device(experts: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+    stored = StoredLayer(
+        IDS[:2],
+        experts,
+        torch.randn(3, HIDDEN),
+        torch.randn(3),
+        0,
+        1.0,
+        1.0,
+        down=weights(CPU).down,
+        output_bias=torch.randn(HIDDEN),
+        scales=DownScales(shared=2.0, routed=0.5),
+    )
     form, layout = load_format("glm4_moe"), Layout(3, 1, 1, 2)
     serve = partial(stored_ffn, layout=layout, form=form, dtype=torch.bfloat16, act=activation("silu"))
     assert serve(inputs(), weights(ELSEWHERE), stored.on(ELSEWHERE)).device == ELSEWHERE

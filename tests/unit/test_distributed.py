@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import Bench, hashes, make_template, run
+from support.families import save_variant
 from support.processes import command, run_together
 from torch import Tensor
 
 from expertweaver.calibration import capture
 from expertweaver.calibration.traffic import LayerTraffic, Streams
+from expertweaver.checkpoint.folder import SCRATCH
 from expertweaver.distributed import ALONE, Group, joined
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.values import GLUWeights
@@ -142,6 +146,18 @@ def test_two_processes_weave_what_one_weaves(bench: Bench) -> None:
     assert bench.ours == [bench.out.name]
 
 
+@pytest.mark.parametrize("variant", ["mistral-window", "granite", "gemma3"])
+def test_two_processes_weave_families_of_our_own_class(variant: str, bench: Bench) -> None:
+    """A window, a scale on the residual stream, and a norm after the FFN."""
+    shutil.rmtree(bench.source)
+    save_variant(variant, bench.source)
+    request = bench.arguments(*QUICK, "--format", "expertweaver_moe")
+    assert run(*request).exit_code == 0
+    alone = bench.out.rename(bench.folder / "alone")
+    assert run_together(command, bench.folder, *request) == [0, 0]
+    assert check_same_model(alone, bench.out) <= DOWN_TOLERANCE
+
+
 def weights(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in hashes(folder).items() if name.endswith(".safetensors")}
 
@@ -199,6 +215,30 @@ def test_a_process_that_dies_ends_the_others_and_a_repeated_command_continues(
     assert bench.ours == [bench.out.name]
 
 
+def test_a_leader_that_is_stopped_ends_the_others_and_a_repeated_command_continues(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Streams, "enter", in_process(0, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        assert run_together(command, bench.folder, *bench.arguments(*QUICK)) == [143, 1]
+    assert "repeat the same command to continue" in (bench.folder / "process-0.err").read_text("utf-8")
+    assert bench.ours == [bench.partial.name]
+    assert run_together(command, bench.folder, *bench.arguments(*QUICK)) == [0, 0]
+    assert "continuing the run" in (bench.folder / "process-0.err").read_text("utf-8")
+
+
+def test_all_processes_hear_of_what_was_published_before_a_kill(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("expertweaver.checkpoint.folder._remove_traces", lambda *arguments: os._exit(9))
+        assert run_together(command, bench.folder, *bench.arguments()) == [9, 1]
+    before = {name: digest for name, digest in weights(bench.out).items() if not name.startswith(SCRATCH)}
+    assert run_together(command, bench.folder, *bench.arguments()) == [0, 0]
+    assert "an earlier run of this request had finished" in (bench.folder / "process-0.err").read_text("utf-8")
+    assert weights(bench.out) == before
+    assert bench.ours == [bench.out.name]
+    assert not (bench.out / SCRATCH).exists()
+
+
 def with_seed_of_its_own(bench: Bench) -> None:
     command(bench.folder, *bench.arguments(*QUICK, "--set", f"method.seed={os.environ['RANK']}"))
 
@@ -210,11 +250,14 @@ def test_processes_with_different_requests_are_refused(bench: Bench) -> None:
     assert bench.ours == []
 
 
-@pytest.mark.parametrize("verb", ["compare", "evaluate", "demo", "convert --dry-run"])
+@pytest.mark.parametrize("verb", ["bench", "compare", "evaluate", "export", "push", "demo", "convert --dry-run"])
 def test_other_verbs_are_not_shared(verb: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = {
+        "bench": ["bench", bench.source],
+        "export": ["export", bench.source, bench.out],
+        "push": ["push", bench.source, "owner/name"],
         "compare": ["compare", bench.source, "--methods", "static", "--text", bench.text, "--out", bench.out],
         "evaluate": ["evaluate", bench.source, "--text", bench.text],
         "demo": ["demo", "--out", bench.out],

@@ -147,7 +147,8 @@ class StoredLayer:
         if len(self.expert_neurons):
             sizes = torch.tensor([len(neurons) for neurons in self.expert_neurons], device=device)
             owned = torch.cat(list(self.expert_neurons))
-            weights.index_add_(1, owned, expert_weights.repeat_interleave(sizes, dim=1))
+            per_neuron = expert_weights.repeat_interleave(sizes, dim=1, output_size=len(owned))
+            weights.index_add_(1, owned, per_neuron)
         return weights
 
     def output(self, neuron_outputs: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
@@ -158,9 +159,10 @@ class StoredLayer:
     def on(self, device: torch.device) -> StoredLayer:
         """The same layer on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if isinstance(self.expert_neurons, tuple):
-            tensors["expert_neurons"] = tuple(neurons.to(device) for neurons in self.expert_neurons)
-        return replace(self, **tensors)
+        there = replace(self, **tensors)
+        if isinstance(self.expert_neurons, Tensor):
+            return there
+        return replace(there, expert_neurons=tuple(neurons.to(device) for neurons in self.expert_neurons))
 
     def served(self, weights: GLUWeights) -> GLUWeights:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
