@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +27,37 @@ from expertweaver.inspection import inspect
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "golden"
 
-LOSS_TOLERANCE = 0.1
-"""Nats per token that the loss over dense may differ by on another processor; 0.083 was measured.
+TOLERANCES = {"static": (0.01, 0.01), "weave": (0.3, 0.05)}
+"""By method, the loss over dense and a layer's measures: by what share of the golden's they may differ.
 
-So few tokens are judged and calibrated on that another rounding is worth as much as another seed.
+Which neurons `static` keeps hangs on sums alone, which another rounding hardly moves. `weave` decides anew where two
+choices are nearly even; what was measured is in docs/determinism.md.
 """
 
-MEASURE_TOLERANCE = 0.015
-"""What a layer's captured energy and errors, all shares of one, may differ by there; 0.011 was measured."""
+FLOOR = 0.001
+"""A measure, a share of one, that is smaller than this is compared as if it were this large."""
+
+BOUND = 0.8
+"""`weave` must lose less than this share of what `static` loses, with the same repair, whatever the rounding."""
 
 MEASURES = ("captured_energy", "error_before", "error")
-DOCUMENTS = 8
+DOCUMENTS = 40
 SETTINGS: dict[str, Any] = {
     "mlp_sparsity": 0.5,
-    "calibration.num_samples": 16,
-    "calibration.sequence_length": 64,
-    "method.rounds": 1,
-    "method.router_steps": 30,
+    "calibration.num_samples": 32,
+    "calibration.sequence_length": 128,
+    "method.repair": True,
     "evaluate.max_tokens_per_document": 64,
 }
+METHODS: dict[str, dict[str, Any]] = {"static": {}, "weave": {"method.rounds": 1, "method.router_steps": 30}}
 VARIANTS: dict[str, dict[str, str]] = {
     "again": {},
     "2 threads": {"OMP_NUM_THREADS": "2"},
-    "no vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
+    "no vector instructions": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
 }
 
 
@@ -63,15 +72,16 @@ def golden_file(name: str) -> Path:
     return GOLDENS / f"{name}.json"
 
 
-def converted(name: str, folder: Path) -> Conversion:
-    """Convert a model as its golden was, into a folder of its name."""
+def converted(name: str, method: str, folder: Path) -> Conversion:
+    """Convert a model by a method as its golden was, into `folder/name-method`."""
     source, text = models()[name], folder / "heldout.jsonl"
     lines = shipped_heldout().read_text("utf-8").splitlines(keepends=True)
     text.write_text("".join(lines[:: len(lines) // DOCUMENTS][:DOCUMENTS]), encoding="utf-8")
     width = inspect(str(source))["intermediate_size"]
-    num_slices = max(count for count in range(2, 100, 2) if width % count == 0)
-    recipe = make_recipe(source, settings=SETTINGS | {"num_slices": num_slices, "evaluate.text": [str(text)]})
-    return convert(recipe, folder / name)
+    num_slices = next(count for count in range(16, width, 2) if width % count == 0)
+    request = {"method": method, "num_slices": num_slices, "evaluate.text": [str(text)]}
+    recipe = make_recipe(source, settings=request | SETTINGS | METHODS[method])
+    return convert(recipe, folder / f"{name}-{method}")
 
 
 def facts(done: Path) -> dict[str, Any]:
@@ -85,33 +95,35 @@ def facts(done: Path) -> dict[str, Any]:
         "dense_nats_per_token": dense,
         "loss_over_dense": sparse - dense,
         "layers": [
-            {"num_shared": layer["num_shared"]} | {key: layer["measures"][key] for key in MEASURES}
+            {key: layer["measures"][key] for key in MEASURES if layer["measures"].get(key) is not None}
             for layer in manifest["layers"]
         ],
     }
 
 
 def differences(golden: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[float, float]:
-    """How far two conversions are apart: the loss over dense, and the worst of the layers' measures."""
-    layers = list(zip(golden["layers"], found["layers"], strict=True))
-    measures = [abs(a[key] - b[key]) for a, b in layers for key in MEASURES]
-    return abs(golden["loss_over_dense"] - found["loss_over_dense"]), max(measures)
+    """By what share of the golden's two conversions differ: the loss over dense, and the worst of the measures."""
+    layers = zip(golden["layers"], found["layers"], strict=True)
+    measures = [abs(a[key] - b[key]) / max(a[key], FLOOR) for a, b in layers for key in a]
+    return abs(golden["loss_over_dense"] - found["loss_over_dense"]) / golden["loss_over_dense"], max(measures)
 
 
 def main(verb: str, *arguments: str) -> None:
     """Run a verb; `run FOLDER` converts all models."""
     if verb == "run":
         quiet_libraries()
-        for name in models():
-            converted(name, Path(arguments[0]))
+        for name, method in product(models(), METHODS):
+            converted(name, method, Path(arguments[0]))
         return
     with tempfile.TemporaryDirectory() as place:
         base = _run(Path(place) / "base", {})
         if verb == "write":
             for name in models():
-                golden_file(name).write_text(json.dumps(facts(base / name), indent=2) + "\n", encoding="utf-8")
+                golden = {method: facts(base / f"{name}-{method}") for method in METHODS}
+                golden_file(name).write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
             return
-        for variant, environment in VARIANTS.items():
+        for variant in arguments or VARIANTS:
+            environment = VARIANTS[variant]
             for line in _lines(variant, base, _run(Path(place) / variant.replace(" ", "-"), environment)):
                 print(line, flush=True)
 
@@ -125,16 +137,18 @@ def _run(folder: Path, environment: Mapping[str, str]) -> Path:
 
 
 def _lines(variant: str, base: Path, other: Path) -> Iterator[str]:
-    for name in models():
-        loss, measure = differences(facts(base / name), facts(other / name))
-        before, after = _tensors(base / name), _tensors(other / name)
+    for name, method in product(models(), METHODS):
+        place = f"{name}-{method}"
+        loss, measure = differences(facts(base / place), facts(other / place))
+        before, after = _tensors(base / place), _tensors(other / place)
         same = sum(bool((before[key] == after[key]).all()) for key in before)
-        owners = [load_file(folder / name / "expertweaver" / "partition.safetensors") for folder in (base, other)]
+        owners = [load_file(folder / place / "expertweaver" / "partition.safetensors") for folder in (base, other)]
         moved = sum(int((owners[0][key] != owners[1][key]).sum()) for key in owners[0])
         neurons = sum(owner.numel() for owner in owners[0].values())
         yield (
-            f"{variant}, {name}: {same} of {len(before)} tensors are the same bytes, {moved} of {neurons} neurons "
-            f"stand elsewhere, loss over dense differs by {loss:.1e} nats, a layer's measures by {measure:.1e} at most"
+            f"{variant}, {name}, {method}: {same} of {len(before)} tensors are the same bytes, {moved} of {neurons} "
+            f"neurons stand elsewhere, loss over dense differs by {loss:.1%} of itself, a layer's measures by "
+            f"{measure:.2%} of themselves at most"
         )
 
 
