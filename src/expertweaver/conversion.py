@@ -20,20 +20,21 @@ from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolde
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
 from expertweaver.checkpoint.finished import FinishedLayers, pack_experts
-from expertweaver.checkpoint.folder import OutputFolder, write_text
-from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
+from expertweaver.checkpoint.folder import OutputFolder, Workplace, write_text
 from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file_hashes
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.checkpoint.writer import LayerWriter
+from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
-from expertweaver.machine import available_memory
+from expertweaver.machine import available_memory, compute_device
 from expertweaver.methods.base import load_method
 from expertweaver.modeling.values import Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.planning import Plan, few_tokens, plan
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import Recipe
+from expertweaver.sharing import require_same_request, sharing_notes, workplace
 
 MIN_ROUTING_KEPT = 0.99
 """Below this share of probe tokens with the same experts, the user is told."""
@@ -52,7 +53,15 @@ class Conversion:
     seconds: dict[str, float]
 
 
-def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Conversion:
+def convert(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    device: str = "cpu",
+    group: Group = ALONE,
+) -> Conversion:
     """Convert a dense GLU model into a sparse Mixture-of-Experts checkpoint.
 
     The result is built in `OUT.partial`, verified, and renamed. A stopped run continues when it is repeated.
@@ -62,52 +71,91 @@ def convert(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progres
         out: The folder to create.
         overwrite: Replace an existing model folder once the new one is verified.
         progress: Hears of stages and warnings.
+        device: Where layers are computed, one at a time: cpu, cuda or cuda:NUMBER; methods design on the CPU.
+        group: The processes that share the work, all of which call this; see `expertweaver.distributed.joined`.
 
     Raises:
         RecipeError, PartitionError: The request is wrong.
         ArchitectureError, CheckpointError, CalibrationError: An input cannot be used.
         VerificationError: The result does not compute what it must; nothing is left behind.
     """
+    with group.together():
+        return _convert(recipe, Path(out), overwrite, progress if group.leads else SILENT, device, group)
+
+
+def _convert(
+    recipe: Recipe, out: Path, overwrite: bool, progress: Progress, device_name: str, group: Group
+) -> Conversion:
     clock = _Clock()
-    todo = plan(recipe, Path(out), overwrite=overwrite, estimate_time=False)
+    target = out if group.leads else None
+    todo = plan(recipe, target, overwrite=overwrite, device=device_name, estimate_time=False)
+    device = compute_device(device_name)
+    require_same_request(todo, group)
     for warning in todo.warnings:
         progress.note(warning)
-    calibration = calibration_set(todo)
+    calibration = group.lead(lambda: calibration_set(todo))
     short = _short_text(todo, calibration)
-    for warning in short:
+    for warning in [*short, *sharing_notes(calibration, group)]:
         progress.note(warning)
-    _check_evaluation(todo)
+    group.lead(lambda: _check_evaluation(todo))
     clock.lap("prepare")
-    source = todo.dense.folder.path
-    with OutputFolder(Path(out), _identity(todo, calibration), overwrite=overwrite, source=source) as folder:
-        if folder.published:
-            progress.note(f"an earlier run of this request had finished {out}; only its traces were left to remove")
-            return _finished(Path(out))
-        if folder.resumed:
+    with workplace(todo, calibration, out, overwrite, group) as folder:
+        if done := group.lead(lambda: _published(folder, progress)):
+            return done
+        if isinstance(folder, OutputFolder) and folder.resumed:
             progress.note(f"continuing the run that was begun in {folder.partial}")
-        statistics = _profile(todo, calibration, folder.scratch, progress)
+        statistics = _profile(todo, calibration, folder.scratch, progress, group, device)
         clock.lap("profile")
-        num_layers = todo.dense.dims.num_hidden_layers
-        allocations = load_method(recipe.method.name).allocate(recipe.method, statistics, todo.budget, num_layers)
+        num_layers, method = todo.dense.dims.num_hidden_layers, recipe.method
+        allocations = group.lead(lambda: load_method(method.name).allocate(method, statistics, todo.budget, num_layers))
         layout = uniform_layout(allocations, todo.budget)
-        finished = LayerWriter(todo, calibration, layout, statistics, folder).write(allocations, progress)
+        writer = LayerWriter(todo, calibration, layout, statistics, folder, group, device)
+        finished = writer.write(allocations, progress)
         clock.lap("layers")
-        remarks = [*_allocation_warnings(allocations, layout, todo.format), *_routing_warnings(finished)]
-        for remark in remarks:
-            progress.note(remark)
-        layout = replace(layout, layers=tuple(stored.sizes(layout) for stored in finished))
-        manifest = {"name": Path(out).name} | _write_sidecars(
-            todo, calibration, layout, finished, [*todo.warnings, *short, *remarks], folder.partial
-        )
-        with progress.stage("verifying", 1) as step:
-            verification = _verify(todo, calibration, layout, finished, folder.partial)
-            step()
-        clock.lap("verify")
-        quality = _evaluate(todo, folder.partial, progress)
-        clock.lap("evaluate")
-        manifest = _finish_record(todo, manifest, verification, quality, clock.seconds, folder.partial)
-        folder.publish()
-    return Conversion(Path(out), manifest, verification, clock.seconds)
+
+        def complete() -> Conversion:
+            assert isinstance(folder, OutputFolder)
+            remarks = [*_allocation_warnings(allocations, layout, todo.format), *_routing_warnings(finished)]
+            for remark in remarks:
+                progress.note(remark)
+            warnings = [*todo.warnings, *short, *remarks]
+            sizes = replace(layout, layers=tuple(stored.sizes(layout) for stored in finished))
+            return _complete(todo, calibration, sizes, finished, warnings, folder, group, clock, progress)
+
+        return group.lead(complete)
+
+
+def _complete(
+    todo: Plan,
+    calibration: CalibrationSet,
+    layout: Layout,
+    finished: FinishedLayers,
+    warnings: Sequence[str],
+    folder: OutputFolder,
+    group: Group,
+    clock: _Clock,
+    progress: Progress,
+) -> Conversion:
+    """Write what lies around the weights, verify, measure and publish."""
+    partial = folder.partial
+    manifest = {"name": folder.out.name} | _write_sidecars(todo, calibration, layout, finished, warnings, partial)
+    with progress.stage("verifying", 1) as step:
+        verification = _verify(todo, calibration, layout, finished, partial)
+        step()
+    clock.lap("verify")
+    quality = _evaluate(todo, partial, progress)
+    clock.lap("evaluate")
+    manifest = _finish_record(todo, manifest, verification, quality, clock.seconds, group, partial)
+    folder.publish()
+    return Conversion(folder.out, manifest, verification, clock.seconds)
+
+
+def _published(folder: Workplace, progress: Progress) -> Conversion | None:
+    """What an earlier run published and was killed after, if it was this request."""
+    if not isinstance(folder, OutputFolder) or not folder.published:
+        return None
+    progress.note(f"an earlier run of this request had finished {folder.out}; only its traces were left to remove")
+    return _finished(folder.out)
 
 
 def _finished(out: Path) -> Conversion:
@@ -158,18 +206,9 @@ class _Clock:
         self.last = now
 
 
-def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
-    """What makes a repeated request the same."""
-    return {
-        "recipe": todo.recipe.to_values(),
-        **source_identity(todo.dense),
-        "calibration": calibration.fingerprint,
-        "versions": package_versions(),
-        "code": code_fingerprint(),
-    }
-
-
-def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress) -> Sequence[LayerStatistics]:
+def _profile(
+    todo: Plan, calibration: CalibrationSet, scratch: Path, progress: Progress, group: Group, device: torch.device
+) -> Sequence[LayerStatistics]:
     """Statistics of the dense model; none for a method that reads the traffic of the converted one instead."""
     if todo.recipe.method.reads_traffic:
         return ()
@@ -185,6 +224,8 @@ def _profile(todo: Plan, calibration: CalibrationSet, scratch: Path, progress: P
             scratch=scratch,
             gradient_tokens=method.gradient_tokens if method.needs_gradients else None,
             on_layer=lambda layer: step(),
+            group=group,
+            device=device,
         )
     return statistics
 
@@ -312,6 +353,7 @@ def _finish_record(
     verification: Verification,
     quality: Any,
     seconds: dict[str, float],
+    group: Group,
     folder: Path,
 ) -> dict[str, Any]:
     """Write card, recipe, report and manifest; times and host facts go into a file of their own."""
@@ -331,7 +373,12 @@ def _finish_record(
     write_report(record / "report.html", Report(title, (manifest,), quality, None, ()))
     finished = {**manifest, "files_sha256": file_hashes(folder)}
     write_text(record / "manifest.json", json.dumps(finished, indent=2) + "\n")
-    host = {"python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads()}
+    host = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "processes": group.size,
+    }
     run = {
         "seconds": seconds,
         "verification": asdict(verification),

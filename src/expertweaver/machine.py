@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expertweaver.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -65,6 +71,28 @@ def _container_room(otherwise: int) -> int:
     except (OSError, ValueError):
         return otherwise
     return otherwise if limit == "max" else max(0, int(limit) - used)
+
+
+def compute_device(name: str) -> torch.device:
+    """The device of a name: `cpu`, `cuda`, or `cuda:1`; of several processes on a machine each takes a GPU of its own.
+
+    Raises:
+        RecipeError: A name that is neither, or a GPU that torch does not see.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise RecipeError(Problem("--device", "cpu, cuda or cuda:NUMBER", f"'{name}'", "Choose one of them."))
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        found = f"{count} GPUs that torch {torch.__version__} can use"
+        fix = "Leave --device out to compute on the CPU, or install a torch with CUDA for this machine's driver."
+        raise RecipeError(Problem(f"--device {name}", f"a GPU of number {index}", found, fix))
+    return torch.device("cuda", index)
 
 
 def forget_peak_memory() -> bool:

@@ -15,6 +15,7 @@ from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
+from expertweaver.machine import compute_device
 from expertweaver.modeling.values import Need
 from expertweaver.partition.budget import ENGINE_BLOCK, FAST_WIDTH, GROUPED_BLOCK, SliceBudget, slice_budget
 from expertweaver.recipe.schema import Recipe
@@ -115,13 +116,21 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, estimate_time: bool = True) -> Plan:
+def plan(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    device: str = "cpu",
+    estimate_time: bool = True,
+) -> Plan:
     """Check a request completely and say what it will do, without reading a weight.
 
     Args:
         recipe: The request.
         out: Where the result would go; None leaves the target unchecked.
         overwrite: Whether an existing `out` may be replaced.
+        device: Where layers would be computed: cpu, cuda or cuda:NUMBER.
         estimate_time: Measure this machine for a moment to estimate the time.
 
     Raises:
@@ -131,7 +140,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
     paths = recipe.calibration.paths or (str(shipped_calibration()),)
-    budget, choice = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite)
+    budget, choice = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite, device=device)
     length = min(recipe.calibration.sequence_length, dense.sequence_limit[1])
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
@@ -161,7 +170,14 @@ def plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False, es
 
 
 def _run_checks(
-    recipe: Recipe, dense: DenseModel, dtype: str, paths: Sequence[str], out: Path | None, *, overwrite: bool
+    recipe: Recipe,
+    dense: DenseModel,
+    dtype: str,
+    paths: Sequence[str],
+    out: Path | None,
+    *,
+    overwrite: bool,
+    device: str,
 ) -> tuple[SliceBudget, Choice]:
     """Run every check of the request and raise all problems together."""
     errors: list[ExpertWeaverError] = []
@@ -183,6 +199,7 @@ def _run_checks(
     attempt(lambda: require_tokenizer(dense.folder.path))
     attempt(lambda: check_paths(paths))
     attempt(lambda: check_paths(recipe.evaluate.text))
+    attempt(lambda: compute_device(device))
     if out is not None:
         attempt(lambda: check_target(out, overwrite=overwrite, source=dense.folder.path))
     if errors:

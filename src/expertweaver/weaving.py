@@ -13,8 +13,10 @@ from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.calibration.traffic import LayerTraffic, Streams
+from expertweaver.calibration.traffic import LayerTraffic, Streams, TrafficSample
 from expertweaver.dense.model import DenseModel
+from expertweaver.dense.runner import CPU
+from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.methods.base import load_method
 from expertweaver.modeling.reference import activation, designed_ffn, neuron_activations, running_neurons
@@ -43,7 +45,11 @@ class WovenLayer:
 
 
 class Loom:
-    """Designs layer after layer by one method; a sequential method sees the traffic of the layers done so far."""
+    """Designs layer after layer by one method; a sequential method sees the traffic of the layers done so far.
+
+    Of several processes the leader designs, and gives the design to all: on another kind of processor the same
+    evidence could make another one, and on a shared machine each would only slow the others down.
+    """
 
     def __init__(
         self,
@@ -54,10 +60,14 @@ class Loom:
         *,
         compute_dtype: torch.dtype,
         scratch: Path,
+        group: Group = ALONE,
+        device: torch.device = CPU,
     ) -> None:
-        self.dense, self.method, self.budget = dense, method, budget
+        self.dense, self.method, self.budget, self.group, self.device = dense, method, budget, group, device
         self.streams = (
-            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch) if method.is_sequential else None
+            Streams(dense, calibration, compute_dtype=compute_dtype, scratch=scratch, group=group, device=device)
+            if method.is_sequential
+            else None
         )
 
     def layer(
@@ -75,7 +85,8 @@ class Loom:
             layer: The layer.
             allocation: Its share of the budget.
             statistics: Of all layers; empty for a method that reads traffic.
-            finish: Is given the dense FFN, the design and the traffic, keeps the design, and says what is served.
+            finish: Is given the dense FFN, the design and the traffic, keeps the design, and says what is served, on
+                the loom's device.
             known: What is served, if the layer was designed before; it is then only passed through.
         """
         weights = self.dense.read_ffn(layer)
@@ -84,7 +95,7 @@ class Loom:
             design = self._design(layer, allocation, statistics, weights, traffic)
             known = finish(weights, design, traffic)
         if self.streams is not None:
-            self.streams.leave(partial(known, weights=weights.to(torch.float32)))
+            self.streams.leave(partial(known, weights=weights.to(torch.float32, self.device)))
 
     def _design(
         self,
@@ -94,10 +105,20 @@ class Loom:
         weights: GLUWeights,
         traffic: LayerTraffic | None,
     ) -> LayerDesign:
-        evidence = traffic if self.method.reads_traffic else statistics[layer]
-        module = load_method(self.method.name)
-        design = module.design(self.method, layer, evidence, weights, allocation, self.budget)
-        return repaired(design, weights, traffic) if self.method.repair and traffic is not None else design
+        module, evidence = load_method(self.method.name), self._evidence(layer, statistics, weights, traffic)
+        design = self.group.lead(
+            lambda: module.design(self.method, layer, evidence(), weights, allocation, self.budget)
+        )
+        return repaired(design, weights, traffic, self.device) if self.method.repair and traffic is not None else design
+
+    def _evidence(
+        self, layer: int, statistics: Sequence[LayerStatistics], weights: GLUWeights, traffic: LayerTraffic | None
+    ) -> Callable[[], LayerStatistics | TrafficSample]:
+        """What the leader designs on; a sample of traffic is gathered here, where all processes meet."""
+        if not self.method.reads_traffic or traffic is None:
+            return lambda: statistics[layer]
+        sample = traffic.sample(self.method.num_cluster_tokens(weights.num_neurons))
+        return lambda: sample
 
 
 def weave_model(
@@ -136,7 +157,7 @@ def weave_model(
         served = partial(designed_ffn, design=design, act=act)
         if stored_as is not None:
             form, dtype = stored_as
-            stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic))
+            stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic)())
             served = partial(stored_ffn, stored=stored, layout=layout, form=form, dtype=dtype, act=act)
         layers.append(WovenLayer(design, served))
         return served
@@ -150,14 +171,20 @@ def weave_model(
 
 def probe_inputs(
     method: MethodSection, layer: int, statistics: Sequence[LayerStatistics], traffic: LayerTraffic | None
-) -> Tensor:
-    """The FFN inputs that set the range of a layer's router when it is stored, [P, H]."""
-    if traffic is not None and method.reads_traffic:
-        return traffic.sample(method.num_probes)[0]
-    return statistics[layer].probe_inputs
+) -> Callable[[], Tensor]:
+    """What gives the leader the FFN inputs that set the range of a layer's router when it is stored, [P, H].
+
+    A sample of traffic is gathered here, where all processes meet.
+    """
+    if not method.reads_traffic or traffic is None:
+        return lambda: statistics[layer].probe_inputs
+    sample = traffic.sample(method.num_probes)
+    return lambda: sample.x
 
 
-def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) -> LayerDesign:
+def repaired(
+    design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic, device: torch.device = CPU
+) -> LayerDesign:
     """Repair a design's down_proj by least squares, so that the neurons that run give what the dense model's FFN would.
 
     The target is the dense residual stream minus the converted one, so earlier layers' errors are repaired too.
@@ -166,14 +193,24 @@ def repaired(design: LayerDesign, weights: GLUWeights, traffic: LayerTraffic) ->
         design: What runs on which token; an output bias is kept and taken out of the target.
         weights: The dense FFN.
         traffic: The layer's tokens.
+        device: Where products, sums and the solution are computed.
     """
-    exact, act = weights.to(torch.float32), activation(weights.hidden_act)
+    exact, act = weights.to(torch.float32, device), activation(weights.hidden_act)
+    served = design.on(device)
 
     def running(judging: bool) -> Iterable[Batch]:
         for batch in traffic.batches(judging=judging):
-            gate_act, neuron_act = neuron_activations(batch.x, exact, act)
-            active = neuron_act.mul_(running_neurons(batch.x, gate_act, neuron_act, design, exact.down))
-            yield active, batch.target if design.bias is None else batch.target - design.bias
+            x, target = batch.x.to(device), batch.target.to(device)
+            gate_act, neuron_act = neuron_activations(x, exact, act)
+            active = neuron_act.mul_(running_neurons(x, gate_act, neuron_act, served, exact.down))
+            yield active, target if served.bias is None else target - served.bias
 
-    repair = repair_down(running(False), lambda: running(True), exact.down, num_fitting=traffic.num_fitting)
-    return replace(design, down=repair.down, measures={**design.measures, **repair.measures(exact.down)})
+    group = traffic.group
+    repair = repair_down(
+        running(False),
+        lambda: running(True),
+        exact.down,
+        num_fitting=sum(group.all(traffic.num_fitting)),
+        group=group,
+    )
+    return replace(design, down=repair.down.cpu(), measures={**design.measures, **repair.measures(exact.down)})

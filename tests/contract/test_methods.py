@@ -7,7 +7,7 @@ import torch
 from support.statistics import FakeLayer, fake_layers
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.calibration.traffic import LayerTraffic
+from expertweaver.calibration.traffic import TrafficSample
 from expertweaver.errors import RecipeError
 from expertweaver.formats.base import uniform_layout
 from expertweaver.methods.base import load_method
@@ -75,8 +75,10 @@ def fresh_tokens(count: int = 20) -> torch.Tensor:
     return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(1))
 
 
-def evidence(section: MethodSection, layer: FakeLayer) -> LayerTraffic | LayerStatistics:
-    return layer.traffic if section.reads_traffic else layer.statistics
+def evidence(section: MethodSection, layer: FakeLayer) -> TrafficSample | LayerStatistics:
+    if not section.reads_traffic:
+        return layer.statistics
+    return layer.traffic.sample(section.num_cluster_tokens(layer.weights.num_neurons))
 
 
 def design_all(

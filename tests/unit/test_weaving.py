@@ -98,7 +98,7 @@ def test_a_layer_sees_what_the_converted_layers_put_out(
         loom = Loom(dense, calibration, section("weave"), BUDGET, compute_dtype=torch.float32, scratch=tmp_path)
         loom.layer(0, Allocation(1), (), _never, known=partial(scaled, scale=scale))
         assert loom.streams is not None
-        seen[scale], _ = loom.streams.enter(1, dense.read_ffn(1)).sample(100)
+        seen[scale] = loom.streams.enter(1, dense.read_ffn(1)).sample(100).x
     assert not torch.allclose(seen[1.0], seen[3.0], atol=1e-2)
 
 

@@ -14,7 +14,8 @@ from expertweaver.calibration.gradients import layer_gradients
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder, TokenBatch
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.runner import CPU, LayerRunner
+from expertweaver.distributed import ALONE, Group
 from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
 from expertweaver.modeling.values import GLUWeights
 
@@ -35,8 +36,12 @@ def profile_layers(
     scratch: Path,
     gradient_tokens: int | None = None,
     on_layer: Callable[[int], None] = lambda layer: None,
+    group: Group = ALONE,
+    device: torch.device = CPU,
 ) -> None:
     """Fill `statistics` for every layer; layers already there are run through but not measured again.
+
+    Several processes each run rows of their own; the leader keeps the sum. Gradients are the leader's alone.
 
     Args:
         dense: The model.
@@ -48,24 +53,30 @@ def profile_layers(
         gradient_tokens: Tokens that gradients of the loss are taken on first, at most; None for no gradients. A pass
             that is continued takes them again, down to the first layer that is missing.
         on_layer: Called after each layer, for progress.
+        group: The processes that share the rows.
+        device: Where a layer is computed; hidden states stay in host memory.
 
     Raises:
         CalibrationError: Activations or gradients that are not finite.
     """
-    missing = [layer for layer in range(len(statistics)) if not statistics.has(layer)]
+    missing = group.lead(lambda: [layer for layer in range(len(statistics)) if not statistics.has(layer)])
     if not missing:
         return
-    saliencies = {} if gradient_tokens is None else _saliencies(dense, calibration, gradient_tokens, missing[0])
-    runner = LayerRunner(dense, compute_dtype)
+    saliencies = {}
+    if gradient_tokens is not None and group.leads:
+        saliencies = _saliencies(dense, calibration, gradient_tokens, missing[0])
+    mine = shared_rows(calibration.sample_ids, group)
+    probe_mask, calibration = calibration.probe_mask(num_probes)[mine], calibration.rows(mine)
+    runner = LayerRunner(dense, compute_dtype, device=device)
     hidden = embed_all(runner, calibration, scratch)
-    probe_mask = calibration.probe_mask(num_probes)
     for layer in range(max(missing) + 1):
-        weights = dense.read_ffn(layer).to(compute_dtype)
-        measured = None if statistics.has(layer) else StatisticsAccumulator(weights, calibration.domain_ids)
+        weights = dense.read_ffn(layer).to(compute_dtype, device)
+        measured = StatisticsAccumulator(weights, calibration.domain_ids) if layer in missing else None
         _run_layer(runner, layer, weights, hidden, calibration, probe_mask, measured)
         if measured is not None:
-            found = measured.finish(f"{dense.folder.name}, layer {layer}")
-            statistics.save(layer, replace(found, **saliencies.get(layer, {})))
+            found = measured.finish(f"{dense.folder.name}, layer {layer}", group)
+            if group.leads:
+                statistics.save(layer, replace(found, **saliencies.get(layer, {})))
         on_layer(layer)
 
 
@@ -115,6 +126,16 @@ def row_batches(rows: Tensor) -> Iterator[slice]:
     num_rows, length = rows.shape
     step = max(1, BATCH_TOKENS // length)
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+
+
+def shared_rows(rows: Tensor, group: Group) -> slice:
+    """This process' share of packed rows [R, T]: whole batches, so that each is computed as one process would.
+
+    Only the order in which sums over batches are added up then differs.
+    """
+    batches = list(row_batches(rows))
+    mine = [batches[index] for index in group.part(len(batches))]
+    return slice(mine[0].start, mine[-1].stop) if mine else slice(0, 0)
 
 
 def _run_layer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class CalibrationSet:
             entry["num_samples"] += 1
             entry["num_tokens"] += int(tokens[sample])
         return table
+
+    def rows(self, rows: slice) -> CalibrationSet:
+        """Some of the rows; samples keep their numbers and domains."""
+        return replace(self, token_ids=self.token_ids[rows], sample_ids=self.sample_ids[rows])
 
     def probe_mask(self, num_probes: int) -> Tensor:
         """Choose at most `num_probes` valid tokens, evenly spread, whatever the batching: [R, T] bool."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from expertweaver.distributed import ALONE, Group
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights
@@ -94,13 +95,13 @@ class StatisticsAccumulator:
             sample_domains: Number of each sample's domain, [N].
         """
         neurons, num_samples = weights.num_neurons, len(sample_domains)
-        self.sample_domains = sample_domains
+        self.sample_domains, self.hidden_size = sample_domains, weights.gate.shape[1]
         self.down_norm_squared = weights.down.double().square().sum(dim=0)
-        self.gate_act_abs = torch.zeros(num_samples, neurons)
-        self.gate_act_signed = torch.zeros(num_samples, neurons)
+        self.gate_act_abs = torch.zeros(num_samples, neurons, device=weights.gate.device)
+        self.gate_act_signed = torch.zeros_like(self.gate_act_abs)
         self.tokens_per_sample = torch.zeros(num_samples, dtype=torch.int64)
-        self.neuron_act_sum = torch.zeros(neurons, dtype=torch.float64)
-        self.neuron_act_squared = torch.zeros(neurons, dtype=torch.float64)
+        self.neuron_act_sum = torch.zeros_like(self.down_norm_squared)
+        self.neuron_act_squared = torch.zeros_like(self.down_norm_squared)
         self.probes: list[Tensor] = []
         self.probe_domains: list[Tensor] = []
 
@@ -113,21 +114,27 @@ class StatisticsAccumulator:
             gate_act: [T, F].
             neuron_act: [T, F].
         """
-        gate = gate_act.float()
-        self.gate_act_abs.index_add_(0, tokens.sample_ids, gate.abs())
-        self.gate_act_signed.index_add_(0, tokens.sample_ids, gate)
+        gate, samples = gate_act.float(), tokens.sample_ids.to(gate_act.device)
+        self.gate_act_abs.index_add_(0, samples, gate.abs())
+        self.gate_act_signed.index_add_(0, samples, gate)
         self.tokens_per_sample += torch.bincount(tokens.sample_ids, minlength=len(self.tokens_per_sample))
         self.neuron_act_sum += neuron_act.float().sum(dim=0, dtype=torch.float64)
         self.neuron_act_squared += neuron_act.float().square().sum(dim=0, dtype=torch.float64)
-        self.probes.append(x[tokens.probe].float())
+        self.probes.append(x[tokens.probe].float().cpu())
         self.probe_domains.append(self.sample_domains[tokens.sample_ids[tokens.probe]])
 
-    def finish(self, where: str) -> LayerStatistics:
-        """The statistics.
+    def finish(self, where: str, group: Group = ALONE) -> LayerStatistics:
+        """The statistics of all processes' tokens; the probes are at the leader only.
+
+        A sample lies in one process, so its sums are those of one process to the last bit; only the float64 sums over
+        all tokens are added up in another order.
 
         Raises:
             CalibrationError: A sample without tokens, or values that are not finite.
         """
+        sums = (self.gate_act_abs, self.gate_act_signed, self.tokens_per_sample)
+        for part in (*sums, self.neuron_act_sum, self.neuron_act_squared):
+            group.sum(part)
         if int(self.tokens_per_sample.min()) == 0:
             raise CalibrationError(Problem(where, "tokens of every sample", "a sample without any", "Report this."))
         contribution = self.neuron_act_squared * self.down_norm_squared
@@ -135,14 +142,14 @@ class StatisticsAccumulator:
             fix = "Use calibration.compute_dtype=float32, and check the model's weights."
             raise CalibrationError(Problem(where, "finite activations", "NaN or infinite ones", fix))
         return LayerStatistics(
-            self.gate_act_abs,
-            self.gate_act_signed,
+            self.gate_act_abs.cpu(),
+            self.gate_act_signed.cpu(),
             self.tokens_per_sample,
-            contribution,
-            self.neuron_act_sum,
-            self.neuron_act_squared,
-            torch.cat(self.probes),
-            torch.cat(self.probe_domains),
+            contribution.cpu(),
+            self.neuron_act_sum.cpu(),
+            self.neuron_act_squared.cpu(),
+            group.rows(torch.cat([torch.empty(0, self.hidden_size), *self.probes])),
+            group.rows(torch.cat([self.sample_domains[:0], *self.probe_domains])),
         )
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches
+from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches, shared_rows
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.dense.model import DenseModel
-from expertweaver.dense.runner import LayerRunner
+from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.dense.stock import scaled
+from expertweaver.distributed import ALONE, Group
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
@@ -46,6 +47,19 @@ class TrafficBatch:
     judging: Tensor
 
 
+@dataclass(frozen=True)
+class TrafficSample:
+    """Some evenly spread tokens of a layer, of all processes; at the leader only.
+
+    Attributes:
+        x: FFN inputs in the converted model, [n, H] float32.
+        judging: Tokens held back from every fit, [n] bool.
+    """
+
+    x: Tensor
+    judging: Tensor
+
+
 class LayerTraffic:
     """What enters the FFN of one layer in the model converted so far, and what should leave it."""
 
@@ -58,6 +72,7 @@ class LayerTraffic:
         judging: Tensor,
         *,
         residual_scale: float = 1.0,
+        group: Group = ALONE,
     ) -> None:
         """Look at buffers that belong to `Streams`.
 
@@ -68,26 +83,31 @@ class LayerTraffic:
             valid: Which places hold a token, [R, T] bool.
             judging: Which of them are held back, [R, T] bool.
             residual_scale: What the FFN's output is multiplied by before it is added to the residual stream.
+            group: The processes that have other rows.
         """
         self.inputs, self.residual, self.wanted = inputs, residual, wanted
-        self.valid, self.judging, self.residual_scale = valid, judging, residual_scale
+        self.valid, self.judging, self.residual_scale, self.group = valid, judging, residual_scale, group
 
     @property
     def num_tokens(self) -> int:
-        """Valid tokens, judging ones included."""
+        """Valid tokens in these rows, judging ones included."""
         return int(self.valid.sum())
 
     @property
     def num_fitting(self) -> int:
-        """Valid tokens that are not held back."""
+        """Valid tokens in these rows that are not held back."""
         return int((self.valid & ~self.judging).sum())
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """At most `count` evenly spread tokens: their FFN inputs [n, H] float32 and whether they judge [n] bool."""
-        places = self.valid.flatten().nonzero().squeeze(-1)
-        kept = min(count, len(places))
-        places = places[torch.arange(kept) * len(places) // kept]
-        return self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
+    def sample(self, count: int) -> TrafficSample:
+        """At most `count` tokens, evenly spread over those of all processes."""
+        per_process = self.group.all(self.num_tokens)
+        total, before = sum(per_process), sum(per_process[: self.group.rank])
+        kept = min(count, total)
+        chosen = torch.arange(kept) * total // kept - before
+        mine = chosen[(chosen >= 0) & (chosen < self.num_tokens)]
+        places = self.valid.flatten().nonzero().squeeze(-1)[mine]
+        x, judging = self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
+        return TrafficSample(self.group.rows(x), self.group.rows(judging))
 
     def batches(self, *, judging: bool | None = None) -> Iterator[TrafficBatch]:
         """All valid tokens in order, or only those that judge (True) or fit (False)."""
@@ -105,18 +125,30 @@ class Streams:
     """Both streams of hidden states, moved through the layers in order."""
 
     def __init__(
-        self, dense: DenseModel, calibration: CalibrationSet, *, compute_dtype: torch.dtype, scratch: Path
+        self,
+        dense: DenseModel,
+        calibration: CalibrationSet,
+        *,
+        compute_dtype: torch.dtype,
+        scratch: Path,
+        group: Group = ALONE,
+        device: torch.device = CPU,
     ) -> None:
-        """Embed the calibration tokens twice.
+        """Embed this process' rows of the calibration tokens twice.
 
         Args:
             dense: The source.
             calibration: Packed tokens.
             compute_dtype: Arithmetic of the passes.
-            scratch: Folder for hidden states that are too large for memory.
+            scratch: Folder for hidden states that are too large for memory, this process' own.
+            group: The processes that share the rows.
+            device: Where a layer is computed; hidden states stay in host memory.
         """
-        self.dense, self.sample_ids = dense, calibration.sample_ids
-        self.runner = LayerRunner(dense, compute_dtype)
+        mine, everywhere = shared_rows(calibration.sample_ids, group), calibration.sample_ids != PADDING
+        self.valid, self.judging = everywhere[mine], judging_tokens(everywhere)[mine]
+        calibration = calibration.rows(mine)
+        self.dense, self.sample_ids, self.group = dense, calibration.sample_ids, group
+        self.runner = LayerRunner(dense, compute_dtype, device=device)
         self.act = activation(dense.dims.hidden_act)
         self.wanted = embed_all(self.runner, calibration, scratch, "hidden-dense.bin")
         self.converted = embed_all(self.runner, calibration, scratch, "hidden-converted.bin")
@@ -124,8 +156,6 @@ class Streams:
         self.inputs = hidden_buffer(shape, compute_dtype, scratch, "ffn-inputs.bin")
         self.outputs = hidden_buffer(shape, compute_dtype, scratch, "ffn-outputs.bin") if normalised else None
         self.module: Any = None
-        self.valid = self.sample_ids != PADDING
-        self.judging = judging_tokens(self.valid)
 
     def enter(self, layer: int, weights: GLUWeights) -> LayerTraffic:
         """Move both streams up to a layer's FFN, and the dense one through it; call `leave` before the next layer.
@@ -137,7 +167,7 @@ class Streams:
         Raises:
             CalibrationError: Hidden states that are not finite.
         """
-        weights = weights.to(self.runner.dtype)
+        weights = weights.to(self.runner.dtype, self.runner.device)
         with self.runner.layer(layer) as self.module:
             for rows in row_batches(self.sample_ids):
                 ids = self.sample_ids[rows]
@@ -150,16 +180,26 @@ class Streams:
                     fix = "Use calibration.compute_dtype=float32, and check the model's weights."
                     raise CalibrationError(Problem(where, "finite hidden states", "NaN or infinite ones", fix))
         if self.outputs is not None:
-            return LayerTraffic(self.inputs, None, self.outputs, self.valid, self.judging)
-        scale = self.dense.traits.scales.residual
-        return LayerTraffic(self.inputs, self.converted, self.wanted, self.valid, self.judging, residual_scale=scale)
+            return LayerTraffic(self.inputs, None, self.outputs, self.valid, self.judging, group=self.group)
+        return LayerTraffic(
+            self.inputs,
+            self.converted,
+            self.wanted,
+            self.valid,
+            self.judging,
+            residual_scale=self.dense.traits.scales.residual,
+            group=self.group,
+        )
 
     def leave(self, ffn: Callable[[Tensor], Tensor]) -> None:
-        """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H]."""
+        """Move the converted stream through the layer's converted FFN, which maps inputs [t, H] to outputs [t, H].
+
+        The FFN lies on the device that the streams compute on.
+        """
         for rows in row_batches(self.sample_ids):
             tokens = self.valid[rows]
             part = self.converted[rows]
-            output = ffn(self.inputs[rows][tokens].float()).to(part.dtype)
+            output = ffn(self.inputs[rows][tokens].float().to(self.runner.device)).to(part.dtype)
             part[tokens] = self.runner.add_ffn(self.module, part[tokens], output)
             self.converted[rows] = part
 

@@ -10,10 +10,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from expertweaver.errors import CheckpointError, ExpertWeaverError, Problem
 
@@ -21,6 +22,20 @@ JOURNAL = "journal.json"
 SCRATCH = ".scratch"
 LOCK = "lock"
 DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Workplace(Protocol):
+    """Where a process builds the output, and what it needs only meanwhile."""
+
+    @property
+    def partial(self) -> Path:
+        """Where the output is built."""
+        ...
+
+    @property
+    def scratch(self) -> Path:
+        """Where this process keeps files of its own meanwhile."""
+        ...
 
 
 class OutputFolder:
@@ -215,10 +230,36 @@ def _empty(folder: Path, *, keep: tuple[str, ...]) -> None:
     for entry in folder.iterdir():
         if entry.name in keep:
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        with contextlib.suppress(FileNotFoundError):  # a process that helps removes its own meanwhile
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+@dataclass(frozen=True)
+class HelperFolder:
+    """What a process that helps another to build a folder has of it: a place for files of its own."""
+
+    partial: Path
+    scratch: Path
+
+
+@contextlib.contextmanager
+def helper_folder(out: Path, rank: int) -> Iterator[HelperFolder]:
+    """Lend a place of its own to a process that only helps; it is gone afterwards, however that process ends.
+
+    On a disk that the leader does not see, the folders around it are removed too.
+    """
+    partial = partial_folder(out)
+    scratch = partial / SCRATCH / f"process-{rank}"
+    try:
+        yield HelperFolder(partial, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: the leader's
+            scratch.parent.rmdir()
+            partial.rmdir()
 
 
 def take_lock(file: Path, folder: Path) -> IO[str]:

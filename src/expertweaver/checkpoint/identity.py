@@ -1,4 +1,7 @@
-"""What makes two runs the same run: the source's weights and the packages that compute."""
+"""What makes two runs the same run: the source's weights and the packages that compute.
+
+Threads, processors and processes are not part of it: they change roundings only, and a run may be continued elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_table, quiet_libraries
+from expertweaver.distributed import require_one_process
 
 Model = Annotated[str, typer.Argument(help="The converted model: a folder, or a GGUF file for llamacpp.")]
 Against = Annotated[str | None, typer.Option(help="The dense model; the source that the manifest names by default.")]
@@ -46,6 +47,7 @@ def bench_command(
 ) -> None:
     """Time a converted model beside its dense source in a serving engine, and against what skipping could give."""
     with errors_explained(as_json):
+        require_one_process("bench")
         batches, prefills = _numbers("--batch", batch), _numbers("--prefill", prefill)
         quiet_libraries()
         from expertweaver.bench.request import BenchOptions

@@ -15,6 +15,7 @@ from expertweaver.cli.output import (
     print_table,
     quiet_libraries,
 )
+from expertweaver.distributed import require_one_process
 
 if TYPE_CHECKING:
     from expertweaver.comparison.results import Comparison
@@ -64,6 +65,7 @@ def compare_command(
 ) -> None:
     """Compare methods on one model: same budgets, same calibration tokens, same text, several seeds."""
     with errors_explained(as_json, when_stopped=CONTINUABLE):
+        require_one_process("compare")
         sparsities = _fractions(mlp_sparsity)
         quiet_libraries()
         from expertweaver.comparison.run import compare

@@ -15,6 +15,7 @@ from expertweaver.cli.output import (
     print_pairs,
     quiet_libraries,
 )
+from expertweaver.distributed import joined, require_one_process
 
 if TYPE_CHECKING:
     from expertweaver.conversion import Conversion
@@ -34,6 +35,7 @@ Format = Annotated[str | None, typer.Option("--format", help="Target class; see 
 DType = Annotated[str | None, typer.Option(help="Type of the written weights: auto, float32, bfloat16.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the tokenizer's own code run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Device = Annotated[str, typer.Option(help="Where layers are computed, one at a time: cpu, cuda or cuda:NUMBER.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new model is verified.")]
 
 
@@ -49,6 +51,7 @@ def convert_command(
     settings: Settings = None,
     output_format: Format = None,
     dtype: DType = None,
+    device: Device = "cpu",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -56,35 +59,45 @@ def convert_command(
 ) -> None:
     """Convert a dense model into a sparse Mixture-of-Experts checkpoint."""
     with errors_explained(as_json, when_stopped=CONTINUABLE):
-        request = _request(
-            source, recipe, preset, settings, method=method, mlp_sparsity=mlp_sparsity, num_slices=num_slices,
-            calibration=calibration or None, format=output_format, dtype=dtype,
-            trust_remote_code=trust_remote_code or None,
-        )  # fmt: skip
         if dry_run:
-            _print_plan(request, out, overwrite=overwrite, as_json=as_json)
-            return
-        quiet_libraries()
-        from expertweaver.conversion import convert
+            require_one_process("convert --dry-run")
+        with joined() as group:
+            with group.together():
+                request = _request(
+                    source, recipe, preset, settings, method=method, mlp_sparsity=mlp_sparsity, num_slices=num_slices,
+                    calibration=calibration or None, format=output_format, dtype=dtype,
+                    trust_remote_code=trust_remote_code or None,
+                )  # fmt: skip
+            if dry_run:
+                _print_plan(request, out, overwrite=overwrite, device=device, as_json=as_json)
+                return
+            quiet_libraries()
+            from expertweaver.conversion import convert
 
-        done = convert(request, out, overwrite=overwrite, progress=ConsoleProgress())
-        if as_json:
-            print_json({"path": str(done.path), "seconds": done.seconds, "manifest": done.manifest})
-            return
-        budget = done.manifest["budget"]
-        print_pairs(
-            {
-                "written": done.path,
-                "report": done.path / "expertweaver" / "report.html",
-                "params": f"{budget['num_params']:,} (dense {budget['dense_num_params']:,})",
-                "active params": f"{budget['num_active_params']:,}",
-                "mlp_sparsity": f"{budget['mlp_sparsity']:.1%}",
-                "verified": f"{done.verification.num_tensors} tensors; all experts on equals {_dense_name(done)} to "
-                f"{done.verification.identity_error:.1e}, K experts equals the reference to "
-                f"{done.verification.reference_error:.1e} (relative)",
-                "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
-            }
-        )
+            progress = ConsoleProgress()
+            done = convert(request, out, overwrite=overwrite, progress=progress, device=device, group=group)
+        if group.leads:
+            _print_done(done, as_json=as_json)
+
+
+def _print_done(done: Conversion, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(done.path), "seconds": done.seconds, "manifest": done.manifest})
+        return
+    budget = done.manifest["budget"]
+    print_pairs(
+        {
+            "written": done.path,
+            "report": done.path / "expertweaver" / "report.html",
+            "params": f"{budget['num_params']:,} (dense {budget['dense_num_params']:,})",
+            "active params": f"{budget['num_active_params']:,}",
+            "mlp_sparsity": f"{budget['mlp_sparsity']:.1%}",
+            "verified": f"{done.verification.num_tensors} tensors; all experts on equals {_dense_name(done)} to "
+            f"{done.verification.identity_error:.1e}, K experts equals the reference to "
+            f"{done.verification.reference_error:.1e} (relative)",
+            "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
+        }
+    )
 
 
 def plan_command(
@@ -99,6 +112,7 @@ def plan_command(
     settings: Settings = None,
     output_format: Format = None,
     dtype: DType = None,
+    device: Device = "cpu",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -110,7 +124,7 @@ def plan_command(
             calibration=calibration or None, format=output_format, dtype=dtype,
             trust_remote_code=trust_remote_code or None,
         )  # fmt: skip
-        _print_plan(request, out, overwrite=overwrite, as_json=as_json)
+        _print_plan(request, out, overwrite=overwrite, device=device, as_json=as_json)
 
 
 def _dense_name(done: Conversion) -> str:
@@ -125,10 +139,10 @@ def _request(source: str, recipe: Path | None, preset: str | None, settings: lis
     return make_recipe(source, preset=preset, file=recipe, settings={**given, **dotted})
 
 
-def _print_plan(request: Any, out: Path | None, *, overwrite: bool, as_json: bool) -> None:
+def _print_plan(request: Any, out: Path | None, *, overwrite: bool, device: str, as_json: bool) -> None:
     from expertweaver.planning import plan
 
-    values = plan(request, out, overwrite=overwrite).to_values()
+    values = plan(request, out, overwrite=overwrite, device=device).to_values()
     if as_json:
         print_json(values)
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_table, quiet_libraries
+from expertweaver.distributed import require_one_process
 
 
 def demo_command(
@@ -16,6 +17,7 @@ def demo_command(
 ) -> None:
     """Convert the model that ships with the package, measure it against the dense one, and write a report."""
     with errors_explained(as_json):
+        require_one_process("demo")
         quiet_libraries()
         from expertweaver.demonstration import demo
 

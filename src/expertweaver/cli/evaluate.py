@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_table, quiet_libraries
+from expertweaver.distributed import require_one_process
 
 
 def evaluate_command(
@@ -26,6 +27,7 @@ def evaluate_command(
 ) -> None:
     """Measure models on text: nats per token and perplexity per domain, and how far they are from the dense model."""
     with errors_explained(as_json):
+        require_one_process("evaluate")
         quiet_libraries()
         from expertweaver.evaluation.quality import evaluate
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_pairs, quiet_libraries
+from expertweaver.distributed import require_one_process
 
 
 def export_command(
@@ -19,6 +20,7 @@ def export_command(
 ) -> None:
     """Write a converted model as one GGUF file for llama.cpp and what is built on it."""
     with errors_explained(as_json):
+        require_one_process("export")
         quiet_libraries()
         from expertweaver.gguf.run import export
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from expertweaver.distributed import ProcessLostError, is_first_process
 from expertweaver.errors import ExpertWeaverError
 from expertweaver.progress import Progress
 
@@ -105,29 +106,40 @@ def _stops_heard() -> Iterator[dict[int, int]]:
 
 @contextmanager
 def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterator[None]:
-    """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback."""
+    """Turn our errors into a message and their exit code; anything else is a bug and keeps its traceback.
+
+    Of several processes that a launcher started, the first speaks.
+    """
     with _stops_heard() as heard:
         try:
             yield
         except ExpertWeaverError as error:
             if heard:
                 _stop(when_stopped, heard)
-            if as_json:
+            if as_json and is_first_process():
                 problems = [vars(problem) for problem in error.problems]
                 print_json({"error": type(error).__name__, "problems": problems})
-            typer.echo(printable(f"{type(error).__name__}: {error}"), err=True)
+            _say(printable(f"{type(error).__name__}: {error}"))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             _stop(when_stopped, heard)
-        except Exception:
-            if not heard:
+        except Exception as error:
+            if heard:
+                _stop(when_stopped, heard)
+            if not isinstance(error, ProcessLostError):
                 raise
-            _stop(when_stopped, heard)
+            _say(printable(str(error)))
+            sys.exit(1)
 
 
 def _stop(message: str, heard: Mapping[int, int]) -> NoReturn:
-    typer.echo(message, err=True)
+    _say(message)
     sys.exit(next(iter(heard.values()), INTERRUPTED))
+
+
+def _say(message: str) -> None:
+    if is_first_process():
+        typer.echo(message, err=True)
 
 
 def quiet_libraries() -> None:

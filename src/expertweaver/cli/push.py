@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from expertweaver.cli.output import ConsoleProgress, errors_explained, print_json, print_pairs
+from expertweaver.distributed import require_one_process
 
 
 def push_command(
@@ -18,6 +19,7 @@ def push_command(
 ) -> None:
     """Put a converted model and its card on the hub; a dry run unless --yes."""
     with errors_explained(as_json):
+        require_one_process("push")
         from expertweaver.publishing import push
 
         done = push(model, repo_id, private=private, yes=yes)

@@ -70,6 +70,6 @@ def shared_statistics(
             num_probes=num_probes,
             scratch=scratch,
             on_layer=lambda layer: step(),
-            **gradients,
+            gradient_tokens=gradients.get("gradient_tokens"),
         )
     return statistics

@@ -14,6 +14,7 @@ from expertweaver.dense.model import DenseModel
 from expertweaver.dense.stock import StockModules, scaled
 
 FFN = Callable[[Tensor], Tensor]
+CPU = torch.device("cpu")
 
 
 class FFNSlot(nn.Module):
@@ -31,18 +32,26 @@ class FFNSlot(nn.Module):
 class LayerRunner:
     """Runs a dense model's own transformers layers; only one layer's weights are in memory at a time."""
 
-    def __init__(self, dense: DenseModel, dtype: torch.dtype, stored_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        dense: DenseModel,
+        dtype: torch.dtype,
+        stored_dtype: torch.dtype | None = None,
+        device: torch.device = CPU,
+    ) -> None:
         """Prepare the layers.
 
         Args:
             dense: The model.
             dtype: Arithmetic of the forward pass.
             stored_dtype: Round weights to this type first, to compare with a checkpoint that was written in it.
+            device: Where a layer lies and is computed; hidden states come and go.
         """
         self.dense = dense
         self.dtype = dtype
         self.stored_dtype = stored_dtype
-        self.stock = StockModules(dense.config)
+        self.device = device
+        self.stock = StockModules(dense.config, device)
 
     def embedder(self) -> FFN:
         """What turns token ids [B, T] into the hidden states entering the first layer, [B, T, H]."""
@@ -70,7 +79,7 @@ class LayerRunner:
         prefix = layer_prefix(index)
         sources = {o.source for name, o in self.dense.origins.items() if name.startswith(prefix)}
         weights = {
-            source.removeprefix(prefix): self._cast(self.dense.reader.read(source))
+            source.removeprefix(prefix): self._cast(self.dense.reader.read(source)).to(self.device)
             for source in sources
             if not source.startswith(prefix + "mlp.")
         }
@@ -82,13 +91,14 @@ class LayerRunner:
 
         Args:
             module: What `layer` gave.
-            hidden: Hidden states entering the layer.
+            hidden: Hidden states entering the layer; the result lies where they do.
             sample_ids: Sample of each token [B, T]; -1 is padding, which sees only itself.
-            ffn: Called with the normalised FFN inputs [B, T, H].
+            ffn: Called with the normalised FFN inputs [B, T, H], on the runner's device.
             with_graph: Let the result be differentiated.
         """
         module.mlp.ffn = ffn
-        return self.stock.run_layer(module, hidden, sample_ids, with_graph=with_graph)
+        there = hidden.to(self.device), sample_ids.to(self.device)
+        return self.stock.run_layer(module, *there, with_graph=with_graph).to(hidden.device)
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.
@@ -108,14 +118,18 @@ class LayerRunner:
             return torch.zeros_like(x)
 
         residual = self.run(module, hidden, sample_ids, nothing)
-        return seen[0], residual
+        return seen[0].to(hidden.device), residual
 
     def add_ffn(self, module: Any, residual: Tensor, output: Tensor) -> Tensor:
-        """Add an FFN's output [..., H] to the residual stream as the layer does, through its norm where it has one."""
+        """Add an FFN's output [..., H] to the residual stream as the layer does, through its norm where it has one.
+
+        The result lies where the residual stream does.
+        """
         name = self.dense.family.output_norm
         with torch.inference_mode():
+            output = output.to(self.device)
             output = output if name is None else getattr(module, name)(output)
-            return residual + scaled(output, self.dense.traits.scales.residual)
+            return residual + scaled(output, self.dense.traits.scales.residual).to(residual.device)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return (tensor if self.stored_dtype is None else tensor.to(self.stored_dtype)).to(self.dtype)

@@ -15,16 +15,17 @@ from expertweaver.dense.family import layer_type, sliding_window
 class StockModules:
     """A causal language model's own modules, to be given weights and run one at a time."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Build the modules on the meta device.
 
         Args:
             config: The values of a config.json with every default filled in.
+            device: Where layers will be run, and rotary frequencies lie.
         """
         self.config = config
         self.skeleton = _meta_model(config)
         rotary = self.skeleton.model.rotary_emb
-        self.rotary: nn.Module = type(rotary)(config=rotary.config)
+        self.rotary: nn.Module = type(rotary)(config=rotary.config).to(device)
         self.needs_additive_mask = self.skeleton.config._attn_implementation == "eager"
 
     def layer(self, index: int) -> Any:
@@ -55,7 +56,8 @@ class StockModules:
         index = module.self_attn.layer_idx
         mask = attention_mask(sample_ids, window=sliding_window(self.config, index))
         if self.needs_additive_mask:
-            mask = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+            none = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
+            mask = none.masked_fill(~mask, torch.finfo(hidden.dtype).min)
         positions = positions_in_samples(sample_ids)
         kinds = getattr(self.rotary, "layer_types", None)
         cos_sin = self.rotary(hidden, positions, *([] if kinds is None else [layer_type(self.config, index)]))
@@ -71,18 +73,18 @@ def scaled(hidden: Tensor, scale: float) -> Tensor:
 def attention_mask(sample_ids: Tensor, *, window: int | None = None) -> Tensor:
     """Causal mask inside samples: [B, 1, T, T] bool, True where a query may look; padding looks at itself."""
     length = sample_ids.shape[1]
-    near = torch.ones(length, length, dtype=torch.bool).tril()
+    near = torch.ones(length, length, dtype=torch.bool, device=sample_ids.device).tril()
     if window is not None:
         near = near.triu(1 - window)
     same = sample_ids[:, :, None] == sample_ids[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool)
+    itself = torch.eye(length, dtype=torch.bool, device=sample_ids.device)
     real = (sample_ids >= 0)[:, :, None]
     return ((same & near & real) | itself)[:, None]
 
 
 def positions_in_samples(sample_ids: Tensor) -> Tensor:
     """Position of each token inside its own sample, [B, T]: samples are contiguous runs of one id."""
-    steps = torch.arange(sample_ids.shape[1])
+    steps = torch.arange(sample_ids.shape[1], device=sample_ids.device)
     starts = torch.ones_like(sample_ids, dtype=torch.bool)
     starts[:, 1:] = sample_ids[:, 1:] != sample_ids[:, :-1]
     last_start = torch.where(starts, steps, 0).cummax(dim=1).values

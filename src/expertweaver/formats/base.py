@@ -141,18 +141,28 @@ class StoredLayer:
 
         A shared neuron has weight one, one in several experts the sum of their weights, one in none zero.
         """
-        weights = torch.zeros(len(expert_weights), num_neurons)
+        device = expert_weights.device
+        weights = torch.zeros(len(expert_weights), num_neurons, device=device)
         weights[:, self.shared_neurons] = 1
         if len(self.expert_neurons):
-            sizes = torch.tensor([len(neurons) for neurons in self.expert_neurons])
+            sizes = torch.tensor([len(neurons) for neurons in self.expert_neurons], device=device)
             owned = torch.cat(list(self.expert_neurons))
-            weights.index_add_(1, owned, expert_weights.repeat_interleave(sizes, dim=1))
+            per_neuron = expert_weights.repeat_interleave(sizes, dim=1, output_size=len(owned))
+            weights.index_add_(1, owned, per_neuron)
         return weights
 
     def output(self, neuron_outputs: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
         """The FFN's output [T, H] from weighed neuron activations [T, F]; the bias is as a file of this type has it."""
         output = neuron_outputs @ down.T
         return output if self.output_bias is None else output + self.output_bias.to(dtype).to(output.dtype)
+
+    def on(self, device: torch.device) -> StoredLayer:
+        """The same layer on a device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        there = replace(self, **tensors)
+        if isinstance(self.expert_neurons, Tensor):
+            return there
+        return replace(there, expert_neurons=tuple(neurons.to(device) for neurons in self.expert_neurons))
 
     def served(self, weights: GLUWeights) -> GLUWeights:
         """The FFN as it is served: the source's gate and up, and its down_proj unless that was repaired."""
@@ -177,7 +187,7 @@ class StoredLayer:
     def _neuron_scales(self) -> Tensor:
         """The scale of every neuron, [F] float32."""
         num_neurons = len(self.shared_neurons) + sum(len(neurons) for neurons in self.expert_neurons)
-        scales = torch.full((num_neurons,), self.scales.routed)
+        scales = torch.full((num_neurons,), self.scales.routed, device=self.shared_neurons.device)
         scales[self.shared_neurons] = self.scales.shared
         return scales
 

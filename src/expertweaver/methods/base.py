@@ -2,9 +2,9 @@
 
 `allocate` sees the statistics of all layers and decides how many slices each layer shares at least; `design` then turns
 one layer's evidence and weights into a partition and a router. The evidence is the layer's statistics in the dense
-model, or, for a method whose options say `reads_traffic`, its tokens in the model converted so far. Both are functions
-from values to values. The repair of down_proj is not a method's business: it follows any design that asks for it
-(`method.repair`). The first line of the module's docstring is its description.
+model, or, for a method whose options say `reads_traffic`, a sample of its tokens in the model converted so far. Both
+are functions from values to values. The repair of down_proj is not a method's business: it follows any design that asks
+for it (`method.repair`). The first line of the module's docstring is its description.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.calibration.traffic import LayerTraffic
+from expertweaver.calibration.traffic import TrafficSample
 from expertweaver.methods.base import remaining_neurons, same_shared
 from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
@@ -129,14 +129,13 @@ def allocate(
 def design(
     options: Options,
     layer: int,
-    evidence: LayerTraffic,
+    evidence: TrafficSample,
     weights: GLUWeights,
     allocation: Allocation,
     budget: SliceBudget,
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
-    num_tokens = options.num_cluster_tokens(weights.num_neurons)
-    sample = _Sample.of(evidence, weights.to(torch.float32), num_tokens)
+    sample = _Sample.of(evidence, weights.to(torch.float32))
     regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge, with_bias=options.router_bias)
     features = _features(options, layer, sample, regressor, budget)
     counts = _shared_counts(options, allocation, budget)
@@ -190,8 +189,8 @@ class _Sample:
     down_norm: Tensor
 
     @staticmethod
-    def of(traffic: LayerTraffic, weights: GLUWeights, num_tokens: int) -> _Sample:
-        x, judging = traffic.sample(num_tokens)
+    def of(evidence: TrafficSample, weights: GLUWeights) -> _Sample:
+        x, judging = evidence.x, evidence.judging
         fitting = ~judging
         neuron_act, judging_act = (_activations(x[tokens], weights) for tokens in (fitting, judging))
         return _Sample(x, fitting, neuron_act, judging_act, weights.down, weights.down.norm(dim=0))

@@ -47,7 +47,7 @@ def choose_experts(x: Tensor, router: Router) -> Tensor:
 
 def chosen_mask(chosen: Tensor, num_experts: int) -> Tensor:
     """Which experts run on which tokens, [T, E] bool, from the chosen ids [T, K]."""
-    return torch.zeros(len(chosen), num_experts, dtype=torch.bool).scatter_(1, chosen, True)
+    return torch.zeros(len(chosen), num_experts, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
 
 
 def choose_by_sigmoid(
@@ -130,7 +130,7 @@ def running_neurons(x: Tensor, gate_act: Tensor, neuron_act: Tensor, design: Lay
 
 def owned_neurons(experts: Tensor, partition: Partition, num_neurons: int) -> Tensor:
     """The shared neurons and those of the experts that run: experts [T, E] bool to neurons [T, F] bool."""
-    owner = torch.zeros(partition.num_experts, num_neurons)
+    owner = torch.zeros(partition.num_experts, num_neurons, device=experts.device)
     for expert, neurons in enumerate(partition.expert_neurons):
         owner[expert, neurons] = 1
     running = experts.float() @ owner > 0

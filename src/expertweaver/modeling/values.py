@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
@@ -33,9 +33,10 @@ class GLUWeights:
         """The GLU made of some neurons only, in the order given."""
         return GLUWeights(self.gate[neurons], self.up[neurons], self.down[:, neurons], self.hidden_act)
 
-    def to(self, dtype: torch.dtype) -> GLUWeights:
-        """The same GLU in another type."""
-        return GLUWeights(self.gate.to(dtype), self.up.to(dtype), self.down.to(dtype), self.hidden_act)
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> GLUWeights:
+        """The same GLU in another type, and on another device if one is given."""
+        gate, up, down = (part.to(device=device, dtype=dtype) for part in (self.gate, self.up, self.down))
+        return GLUWeights(gate, up, down, self.hidden_act)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Partition:
         """E, the routed experts."""
         return len(self.expert_neurons)
 
+    def on(self, device: torch.device) -> Partition:
+        """The same partition on a device."""
+        return Partition(self.shared_neurons.to(device), [neurons.to(device) for neurons in self.expert_neurons])
+
 
 @dataclass(frozen=True)
 class Router:
@@ -74,6 +79,10 @@ class Router:
     num_experts_per_tok: int
     is_stored_form: bool = False
 
+    def on(self, device: torch.device) -> Router:
+        """The same router on a device."""
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+
 
 @dataclass(frozen=True)
 class NeuronRouter:
@@ -87,6 +96,10 @@ class NeuronRouter:
     neurons: Tensor
     num_experts_per_tok: int
 
+    def on(self, device: torch.device) -> NeuronRouter:
+        """The same router on a device."""
+        return replace(self, neurons=self.neurons.to(device))
+
 
 @dataclass(frozen=True)
 class NeuronOracle:
@@ -99,6 +112,10 @@ class NeuronOracle:
 
     rank: Literal["gate", "contribution"]
     num_neurons: int
+
+    def on(self, device: torch.device) -> NeuronOracle:
+        """Itself: it holds no tensor."""
+        return self
 
 
 class Need(StrEnum):
@@ -128,3 +145,8 @@ class LayerDesign:
     down: Tensor | None = None
     bias: Tensor | None = None
     measures: Mapping[str, float | None] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> LayerDesign:
+        """The same design on a device."""
+        down, bias = (None if part is None else part.to(device) for part in (self.down, self.bias))
+        return replace(self, partition=self.partition.on(device), router=self.router.on(device), down=down, bias=bias)

@@ -1,7 +1,8 @@
 """The recipe: everything that decides what a conversion computes, as frozen validated sections.
 
-Host matters (where the output goes, whether it may replace something, progress) are arguments of the verbs,
-not part of the recipe: the same recipe gives the same weights anywhere.
+Host matters (where the output goes, whether it may replace something, the device, progress) are arguments of the verbs,
+not part of the recipe. The same recipe gives the same bytes on the same machine with as many threads; elsewhere sums
+are rounded otherwise, and the result differs within the tolerance of docs/determinism.md.
 """
 
 from __future__ import annotations
@@ -67,8 +68,12 @@ class MethodSection(Section):
 
     @property
     def reads_traffic(self) -> bool:
-        """Whether `design` is given the traffic of its layer in the model converted so far, not statistics."""
+        """Whether `design` is given a sample of its layer's traffic in the model converted so far, not statistics."""
         return False
+
+    def num_cluster_tokens(self, intermediate_size: int) -> int:
+        """Tokens of its layer's traffic that `design` is given, at most; unused unless `reads_traffic`."""
+        return 8192
 
     @property
     def is_sequential(self) -> bool:

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from expertweaver.distributed import ALONE, Group
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
 FIRST_RIDGE = 1e-2
 """Where the search begins, with a neighbour on each side."""
@@ -57,6 +59,7 @@ def repair_down(
     *,
     num_fitting: int,
     ridges: Sequence[float] = RIDGES,
+    group: Group = ALONE,
 ) -> Repair:
     """Fit down_proj so that the active neurons alone give the wanted output.
 
@@ -69,24 +72,28 @@ def repair_down(
     The work grows with min(F, T): the system has F unknowns, or T where tokens are fewer than neurons. In memory are
     two matrices of that size squared in float64, a batch (all of A where T < F), and down_proj a few times.
 
+    Several processes add up their products, and their errors on judging tokens; the leader solves.
+
     Args:
         fitting: Batches of A, the neuron activations with those of skipped neurons set to zero, [t, F], and the output
             wanted on the same tokens, [t, H]. Read once.
         judging: Gives the same of tokens held back from the fit; read at every step of the walk, two or more times.
         down: down_proj [H, F].
-        num_fitting: T, the fitting tokens.
+        num_fitting: T, the fitting tokens of all processes.
         ridges: Candidates, rising, relative to the mean diagonal of the Gram matrix.
+        group: The processes that have batches.
 
     Source: METHODS, weave step 5; products of a batch in float32, their sums and the Cholesky in float64.
     """
-    system = _neuron_system(fitting, down) if num_fitting >= down.shape[1] else _token_system(fitting, down)
-    (before,), power = _judge(judging(), [down])
+    make_system = _neuron_system if num_fitting >= down.shape[1] else _token_system
+    system = make_system(fitting, down, group)
+    (before,), power = _judge(judging(), [down], group)
     errors: dict[float, float] = {}
     best, chosen = (before, None, down), min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE))
     while ahead := [ridge for ridge in _around(chosen, ridges) if ridge not in errors]:
-        solved = {ridge: system.solution(ridge) for ridge in ahead}
+        solved = {ridge: group.lead(lambda ridge=ridge: system.solution(ridge)) for ridge in ahead}
         fitted = {ridge: found for ridge, found in solved.items() if found is not None}
-        judged = dict(zip(fitted, _judge(judging(), list(fitted.values()))[0], strict=True))
+        judged = dict(zip(fitted, _judge(judging(), list(fitted.values()), group)[0], strict=True))
         errors |= {ridge: judged.get(ridge, math.inf) for ridge in ahead}
         best = min([best, *((judged[ridge], ridge, fitted[ridge]) for ridge in fitted)], key=lambda trial: trial[0])
         chosen = min(errors, key=lambda ridge: (errors[ridge], -ridge))
@@ -171,32 +178,36 @@ def _factor(gram: Tensor, weight: float) -> Tensor | None:
     return None if failed else factor
 
 
-def _neuron_system(fitting: Iterable[Batch], down: Tensor) -> _NeuronSystem:
+def _neuron_system(fitting: Iterable[Batch], down: Tensor, group: Group) -> _NeuronSystem:
     hidden, neurons = down.shape
-    gram = torch.zeros(neurons, neurons, dtype=torch.float64)
-    cross = torch.zeros(neurons, hidden, dtype=torch.float64)
+    gram = down.new_zeros(neurons, neurons, dtype=torch.float64)
+    cross = down.new_zeros(neurons, hidden, dtype=torch.float64)
     for active, target in fitting:
         for start in range(0, neurons, BLOCK):
             rows = slice(start, start + BLOCK)
             gram[rows, start:] += active[:, rows].T @ active[:, start:]
         cross += active.T @ target
+    group.sum(cross)
     for start in range(0, neurons, BLOCK):
         stop = start + BLOCK
+        group.sum(gram[start:stop, start:])
         gram[stop:, start:stop] = gram[start:stop, stop:].T
     return _NeuronSystem(gram, cross, down)
 
 
-def _token_system(fitting: Iterable[Batch], down: Tensor) -> _TokenSystem:
-    parts = [(active, target.double() - (active @ down.T).double()) for active, target in fitting]
-    active, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+def _token_system(fitting: Iterable[Batch], down: Tensor, group: Group) -> _TokenSystem:
+    none = (down.new_empty(0, down.shape[1]), down.new_empty(0, len(down), dtype=torch.float64))
+    parts = [none, *((active, target.double() - (active @ down.T).double()) for active, target in fitting)]
+    active, residual = (group.rows(torch.cat(part)) for part in zip(*parts, strict=True))
     return _TokenSystem(active, (active @ active.T).double(), residual, down)
 
 
-def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor]) -> tuple[list[float], float]:
+def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor], group: Group) -> tuple[list[float], float]:
     """Squared error of each candidate, and the squared norm of the target."""
     errors, power = [0.0] * len(candidates), 0.0
     for active, target in judging:
         power += float(target.double().square().sum())
         for number, down in enumerate(candidates):
             errors[number] += float((active @ down.T - target).double().square().sum())
+    power, *errors = group.sum(torch.tensor([power, *errors], dtype=torch.float64)).tolist()
     return errors, max(power, 1e-30)

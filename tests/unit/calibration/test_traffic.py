@@ -154,9 +154,9 @@ def test_judging_tokens_fall_on_every_part_of_a_row() -> None:
 
 def test_a_sample_is_spread_evenly_and_knows_its_judges() -> None:
     traffic = made_traffic(40, 64)
-    x, judging = traffic.sample(100)
+    sample = traffic.sample(100)
+    x, judging = sample.x, sample.judging
     assert len(x) == 100
     assert x.diff(dim=0).min() > 20
     assert torch.equal(judging, traffic.judging.flatten()[x[:, 0].long()])
-    everything, _ = traffic.sample(10**9)
-    assert len(everything) == traffic.num_tokens
+    assert len(traffic.sample(10**9).x) == traffic.num_tokens

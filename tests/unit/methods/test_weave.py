@@ -55,7 +55,8 @@ def design(
     chosen = module.Options.model_validate(options)  # type: ignore[attr-defined]
     allocation = module.allocate(chosen, [statistics], BUDGET, 1)[0]  # type: ignore[attr-defined]
     traffic = fake_traffic(statistics.probe_inputs, weights)
-    evidence = traffic if chosen.reads_traffic else statistics
+    sample = traffic.sample(chosen.num_cluster_tokens(weights.num_neurons))
+    evidence = sample if chosen.reads_traffic else statistics
     found = module.design(chosen, 0, evidence, weights, allocation, BUDGET)  # type: ignore[attr-defined]
     return repaired(found, weights, traffic) if repair else found
 
