@@ -84,6 +84,7 @@ SAME_AS_THE_FAMILY = (
     "llama-tied",
     "llama-wide-heads",
     "granite-biased",
+    "olmo2-biased",
     "qwen2-yarn",
 )
 

@@ -87,6 +87,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     ),
     "olmo2": ("olmo2", lambda: transformers.Olmo2Config(**SIZES)),
+    "olmo2-biased": ("olmo2", lambda: transformers.Olmo2Config(**SIZES, attention_bias=True)),
     "gemma2": (
         "gemma2",
         lambda: transformers.Gemma2Config(
@@ -103,7 +104,8 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 PLAIN = {"glm4_moe", "solar_open", "qwen2_moe", "mixtral", "granitemoeshared"}
 STOCK_TARGETS: dict[str, set[str]] = {
     "qwen2-window": set(),
-    "olmo2": set(),
+    "olmo2": {"flex_olmo"},
+    "olmo2-biased": {"flex_olmo"},
     "gemma2": set(),
     "gemma3": set(),
     "gemma": {"granitemoeshared"},

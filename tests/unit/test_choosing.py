@@ -48,6 +48,11 @@ def test_the_default_format_is_tried_first_and_then_the_best_known() -> None:
         ("granite", ROUTED_WEAVE, "granitemoeshared"),
         ("mistral-window", ROUTED_WEAVE, "mixtral"),
         ("mistral-window", method("random", num_shared_slices=0), "mixtral"),
+        ("olmo2", ROUTED_WEAVE, "flex_olmo"),
+        ("olmo2", method("random", num_shared_slices=0), "flex_olmo"),
+        ("olmo2", PLAIN_WEAVE, "expertweaver_moe"),
+        ("olmo2", method("weave"), "expertweaver_moe"),
+        ("gemma2", ROUTED_WEAVE, "expertweaver_moe"),
     ],
 )
 def test_auto_takes_the_first_exact_format(variant: str, section: MethodSection, expected: str, tmp_path: Path) -> None:
@@ -104,6 +109,17 @@ def test_inspect_names_the_formats_that_hold_the_model(tmp_path: Path) -> None:
     ]
     qwen3 = inspect(str(save_variant("qwen3", tmp_path / "qwen3")))["formats"]
     assert qwen3 == ["dots1", "expertweaver_moe", "glm4_moe", "qwen3_moe"]
+
+
+def test_where_norms_are_and_how_wide_is_told(tmp_path: Path) -> None:
+    def found(variant: str, name: str) -> list[str]:
+        return [problem.found for problem in format_problems(name, sources[variant], "float32", ROUTED_WEAVE, BUDGET)]
+
+    sources = {variant: dense(variant, tmp_path) for variant in ("olmo2", "gemma3", "qwen3")}
+    assert found("olmo2", "qwen3_moe") == ["over the whole projection", "norms after attention and FFN"]
+    assert found("olmo2", "mixtral") == ["q_norm and k_norm", "norms after attention and FFN"]
+    assert found("qwen3", "flex_olmo") == ["one head wide", "norms before attention and FFN"]
+    assert "norms before and after attention and FFN" in found("gemma3", "flex_olmo")
 
 
 def test_what_an_engine_leaves_out_is_told(tmp_path: Path) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from expertweaver.dense.family import Dims, Family
+
+QKNorm = Literal["none", "head", "projection"]
+"""Norms on queries and keys: none, one for all heads and one head wide, or one over the whole projection."""
+
+NormPlacement = Literal["before", "after", "around"]
+"""Norms on what goes into attention and FFN, on what comes out of them, or on both."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Traits:
 
     Attributes:
         biases: Names of the biases that every layer has, behind its prefix.
-        qk_norm: Norms on queries and keys.
+        qk_norm: Norms on queries and keys, by their width.
+        norms: Where the norms of attention and FFN are.
         sliding_window: How many tokens back every layer looks; None where that is no limit.
         partial_rotary_factor: On which part of a head the positions are.
         adds_to_norms: A constant is added to the norms' weights, which stock targets want in the weights.
@@ -45,7 +52,8 @@ class Traits:
     """
 
     biases: frozenset[str]
-    qk_norm: bool
+    qk_norm: QKNorm
+    norms: NormPlacement
     sliding_window: int | None
     partial_rotary_factor: float
     adds_to_norms: bool
@@ -58,7 +66,8 @@ def read_traits(config: Mapping[str, Any], family: Family, dims: Dims) -> Traits
     rules = [*family.layer.values(), *family.model.values()]
     return Traits(
         biases=frozenset(biases),
-        qk_norm=family.qk_norm,
+        qk_norm=_qk_norm(family),
+        norms=_norm_placement(family),
         sliding_window=effective_window(config, dims),
         partial_rotary_factor=float(config["rope_parameters"].get("partial_rotary_factor", 1.0)),
         adds_to_norms=any(rule.plus for rule in rules),
@@ -70,6 +79,18 @@ def effective_window(config: Mapping[str, Any], dims: Dims) -> int | None:
     """The sliding window, unless the context ends before it does."""
     window = config.get("sliding_window")
     return None if window is None or window >= dims.max_position_embeddings else int(window)
+
+
+def _qk_norm(family: Family) -> QKNorm:
+    if not family.qk_norm:
+        return "none"
+    return "head" if family.layer["self_attn.q_norm.weight"].shape == ("D",) else "projection"
+
+
+def _norm_placement(family: Family) -> NormPlacement:
+    if family.output_norm is None:
+        return "before"
+    return "around" if "input_layernorm.weight" in family.layer else "after"
 
 
 def _scales(config: Mapping[str, Any], family: Family, dims: Dims) -> Scales:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from expertweaver.dense.model import DenseModel
+from expertweaver.dense.traits import NormPlacement, QKNorm
 from expertweaver.errors import Problem
 from expertweaver.modeling.reference import Activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
@@ -66,7 +67,9 @@ class Capabilities:
         layer_adaptive_share: Whether layers may share unlike, by experts that are always chosen.
         shared_expert: Whether it has one; advised: without one it is known to run in transformers only.
         attention_biases: The sets of attention biases it can have, besides none.
-        qk_norm: Whether it has norms on queries and keys, one head wide.
+        qk_norm: Whether it has norms on queries and keys.
+        qk_norm_width: How wide these are.
+        norms: Where its norms of attention and FFN are.
         sliding_window: Whether all layers can have one.
         partial_rotary: Whether rotary positions can be on a part of each head.
         scales: Whether it has the constants of `dense.traits.Scales`.
@@ -83,6 +86,8 @@ class Capabilities:
     shared_expert: Literal["required", "advised", "optional", "none"] = "none"
     attention_biases: tuple[frozenset[str], ...] = ()
     qk_norm: Literal["required", "optional", "none"] = "none"
+    qk_norm_width: QKNorm = "head"
+    norms: NormPlacement = "before"
     sliding_window: bool = False
     partial_rotary: bool = False
     scales: bool = False

@@ -62,7 +62,7 @@ def config(dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, A
         **common,
         "partial_rotary_factor": partial,
         "attention_bias": bool(dense.traits.biases),
-        "use_qk_norm": dense.traits.qk_norm,
+        "use_qk_norm": dense.traits.qk_norm != "none",
         **router_config(layout),
         "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 0,

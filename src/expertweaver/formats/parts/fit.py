@@ -30,12 +30,14 @@ def _layer_problems(name: str, can: Capabilities, dense: DenseModel) -> list[Pro
     if dense.dims.hidden_act not in can.activations:
         fix = f"The engines hard-code their activation for {name}."
         refuse(f"hidden_act {can.activations[0]}", f"'{dense.dims.hidden_act}'", fix)
-    if traits.qk_norm and can.qk_norm == "none":
+    if traits.qk_norm != "none" and can.qk_norm == "none":
         refuse("no norms on queries and keys", "q_norm and k_norm", ANOTHER)
-    if not traits.qk_norm and can.qk_norm == "required":
+    elif traits.qk_norm not in ("none", can.qk_norm_width):
+        refuse(f"norms on queries and keys {WIDE[can.qk_norm_width]}", WIDE[traits.qk_norm], ANOTHER)
+    if traits.qk_norm == "none" and can.qk_norm == "required":
         refuse(f"norms on queries and keys, which {name} always has", "no such norms", ANOTHER)
-    if dense.family.output_norm is not None:
-        refuse("an FFN whose output is added as it is", "a norm after the FFN", ANOTHER)
+    if traits.norms != can.norms:
+        refuse(f"norms {PLACED[can.norms]}", f"norms {PLACED[traits.norms]}", ANOTHER)
     if traits.sliding_window is not None and not (can.sliding_window and dense.family.sliding_window):
         found = f"a sliding window of {traits.sliding_window} in a context of {dense.dims.max_position_embeddings}"
         refuse("full attention in every layer", found, ANOTHER)
@@ -93,6 +95,12 @@ BIASES = "attention biases"
 ACTIVATION = "an activation other than silu"
 HEADS = "heads of another size than hidden_size / num_attention_heads"
 WINDOW = "a sliding window"
+WIDE = {"head": "one head wide", "projection": "over the whole projection"}
+PLACED = {
+    "before": "before attention and FFN",
+    "after": "after attention and FFN",
+    "around": "before and after attention and FFN",
+}
 ANOTHER = "Pass --format auto to see whether another format can."
 
 
