@@ -58,8 +58,10 @@ def make_recipe(
         _merge(values, read_yaml(Path(file)))
     if source is not None:
         _merge(values, {"source": {"model": str(source)}})
+    given: dict[str, Any] = {}  # settings say one thing together, in whatever order they stand
     for key, value in (settings or {}).items():
-        _merge(values, _nested(SHORTHANDS.get(key, key), value))
+        _merge(given, _nested(SHORTHANDS.get(key, key), value), keep_options=True)
+    _merge(values, given)
     return validate_recipe(values)
 
 
@@ -98,8 +100,8 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Merge nested mappings; changing the method's name drops the options of the earlier one.
+def _merge(into: dict[str, Any], values: Mapping[str, Any], *, keep_options: bool = False) -> None:
+    """Merge nested mappings; changing the method's name drops the options of the earlier one, unless they are kept.
 
     What stands where a section should is kept, and found by the validation, though a later part names a key of it.
     """
@@ -108,9 +110,9 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             value = {"name": value}
         old = into.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            if key == "method" and value.get("name", old.get("name")) != old.get("name"):
+            if key == "method" and not keep_options and value.get("name", old.get("name")) != old.get("name"):
                 old.clear()
-            _merge(old, value)
+            _merge(old, value, keep_options=keep_options)
         elif key not in into or not isinstance(value, dict):
             into[key] = copy.deepcopy(value)
 

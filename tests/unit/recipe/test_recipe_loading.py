@@ -62,6 +62,15 @@ def test_another_method_drops_the_options_of_the_first(tmp_path: Path) -> None:
     assert make_recipe("model", file=write(tmp_path, "method: random\n")).method.name == "random"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_settings_does_not_matter(order: int) -> None:
+    settings = [("method", "moefication"), ("method.seed", 7), ("method.num_shared_slices", 2)]
+    method = make_recipe("x", preset="weave-25", settings=dict(settings[::order])).method.model_dump()
+    assert (method["name"], method["seed"], method["num_shared_slices"]) == ("moefication", 7, 2)
+    with pytest.raises(RecipeError, match="'tau'"):
+        make_recipe("x", settings=dict([("method.tau", 0.5), ("method.name", "moefication")][::order]))
+
+
 def test_settings_are_not_changed() -> None:
     budget = {"num_slices": 8}
     make_recipe("model", settings={"budget": budget, "mlp_sparsity": 0.5})
