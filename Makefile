@@ -10,8 +10,8 @@ READY  := $(VENV)/.ready
 demo: $(READY)   ## Convert the shipped model, measure it, write a report.
 	$(BIN)/expertweaver demo --out demo
 
-test: $(READY)   ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(READY)   ## Run the tests, two files at a time.
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: lint types test   ## Lint, types and tests: what must pass before a commit.
 
