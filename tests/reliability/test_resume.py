@@ -52,7 +52,7 @@ def test_a_finished_layer_is_not_computed_again(begun: Bench, monkeypatch: pytes
 
 
 def test_changed_code_is_noticed(begun: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expertweaver.conversion.code_fingerprint", lambda: "other")
+    monkeypatch.setattr("expertweaver.sharing.code_fingerprint", lambda: "other")
     refuse(begun, "code", "'other'")
 
 
