@@ -1,4 +1,6 @@
-"""Our own class in a real vLLM, through the plugin's entry point and without remote code. Opt-in: it takes minutes.
+"""Our own class in a real vLLM, through the plugin's entry point and without remote code; flex_olmo too.
+
+Opt-in: it takes minutes.
 
 EXPERTWEAVER_VLLM_PYTHON=/path/to/env/bin/python pytest tests/parity/test_vllm_own_class.py -s
 
@@ -32,6 +34,9 @@ CONFIGS = {
         **SIZES, head_dim=32, sliding_window=8, layer_types=families.KINDS, query_pre_attn_scalar=32
     ),
 }
+OWN = {"format": "expertweaver_moe", "method": "expertweaver"}
+FLEX = {"format": "flex_olmo", "method": "weave", "method.router_bias": False, "method.shared_share": 0}
+CASES = [pytest.param(family, OWN, id=family) for family in CONFIGS] + [pytest.param("olmo2", FLEX, id="flex_olmo")]
 IDS = torch.randint(2, 96, (40,), generator=torch.Generator().manual_seed(7))
 MAX_DIFFERENCE = 1e-4
 
@@ -55,13 +60,14 @@ ENVIRONMENT = {
 
 
 @pytest.mark.skipif(PYTHON is None, reason="EXPERTWEAVER_VLLM_PYTHON names no Python with vLLM")
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "target"), CASES)
 @torch.inference_mode()
-def test_vllm_puts_out_what_transformers_does(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_puts_out_what_transformers_does(
+    family: str, target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(families.VARIANTS, "wide", (family, CONFIGS[family]))
     settings = {
-        "format": "expertweaver_moe",
-        "method": "expertweaver",
+        **target,
         "num_slices": 8,
         "mlp_sparsity": 0.5,
         "calibration": [str(families.save_text(tmp_path / "text.jsonl"))],
@@ -72,7 +78,7 @@ def test_vllm_puts_out_what_transformers_does(family: str, tmp_path: Path, monke
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32).eval()
     logprobs = model(IDS[None]).logits[0].log_softmax(dim=-1)[:-1].gather(1, IDS[1:, None])[:, 0]
     difference = float((torch.tensor(found["logprobs"]) - logprobs).abs().max())
-    print(f"\n{family}: largest |difference| of {len(IDS) - 1} prompt logprobs {difference:.2g}")
+    print(f"\n{family} as {target['format']}: largest |difference| of {len(IDS) - 1} prompt logprobs {difference:.2g}")
     assert difference < MAX_DIFFERENCE
     expected = model.generate(IDS[None], max_new_tokens=8, do_sample=False, eos_token_id=None)[0, len(IDS) :]
     assert found["new"] == expected.tolist()
