@@ -7,6 +7,7 @@ import torch
 from tiny_models import NUM_EXPERTS, NUM_EXPERTS_PER_TOK, config_of, model_of
 from transformers import Glm4MoeConfig, PreTrainedModel
 
+from expertweaver import register
 from expertweaver.errors import ArchitectureError
 from expertweaver.evaluation.params import NUM_EXPERTS_FIELD, ParamCounts, count_params, routed_experts
 
@@ -38,6 +39,7 @@ def test_glm4_moe_by_hand(num_shared: int) -> None:
 
 @pytest.mark.parametrize("model_type", NUM_EXPERTS_FIELD)
 def test_every_known_type(model_type: str) -> None:
+    register()
     model = model_of(model_type)
     counts = count_params(model)
     assert counts == count_params(model.config), "a config counts like the model it describes"
