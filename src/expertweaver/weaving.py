@@ -19,7 +19,7 @@ from expertweaver.dense.runner import CPU
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.methods.base import load_method
-from expertweaver.modeling.reference import activation, designed_ffn, neuron_activations, running_neurons
+from expertweaver.modeling.reference import Activation, activation, designed_ffn, neuron_activations, running_neurons
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -31,9 +31,14 @@ from expertweaver.repair.least_squares import Batch, repair_down
 class Served(Protocol):
     """An FFN as it is served."""
 
-    def __call__(self, x: Tensor, *, weights: GLUWeights) -> Tensor:
-        """Map inputs [t, H] to outputs [t, H]; `weights` is the dense FFN in float32."""
+    def __call__(self, weights: GLUWeights) -> Callable[[Tensor], Tensor]:
+        """Make what maps inputs [t, H] to outputs [t, H] of the dense FFN in float32."""
         ...
+
+
+def serve_design(weights: GLUWeights, design: LayerDesign, act: Activation) -> Callable[[Tensor], Tensor]:
+    """What a design makes of a dense FFN, as it is before any format has stored it."""
+    return partial(designed_ffn, weights=weights, design=design, act=act)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Loom:
             design = self._design(layer, allocation, statistics, weights, traffic)
             known = finish(weights, design, traffic)
         if self.streams is not None:
-            self.streams.leave(partial(known, weights=weights.to(torch.float32, self.device)))
+            self.streams.leave(known(weights.to(torch.float32, self.device)))
 
     def _design(
         self,
@@ -154,7 +159,7 @@ def weave_model(
     layers: list[WovenLayer] = []
 
     def keep(weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None) -> Served:
-        served = partial(designed_ffn, design=design, act=act)
+        served: Served = partial(serve_design, design=design, act=act)
         if stored_as is not None:
             form, dtype = stored_as
             stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic)())

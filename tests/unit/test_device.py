@@ -98,9 +98,9 @@ def test_a_stored_layer_is_served_on_the_device(experts: torch.Tensor | tuple[to
     )
     form, layout = load_format("glm4_moe"), Layout(3, 1, 1, 2)
     serve = partial(stored_ffn, layout=layout, form=form, dtype=torch.bfloat16, act=activation("silu"))
-    assert serve(inputs(), weights(ELSEWHERE), stored.on(ELSEWHERE)).device == ELSEWHERE
+    assert serve(weights(ELSEWHERE), stored.on(ELSEWHERE))(inputs()).device == ELSEWHERE
     with pytest.raises(RuntimeError, match="device"):
-        serve(inputs(), weights(ELSEWHERE), stored)
+        serve(weights(ELSEWHERE), stored)(inputs())
 
 
 @pytest.mark.parametrize("make", [least_squares._neuron_system, least_squares._token_system])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -56,7 +57,7 @@ def last_error(dense: DenseModel, calibration: CalibrationSet, layers: list[Wove
     for layer, woven in enumerate(layers):
         weights = dense.read_ffn(layer)
         streams.enter(layer, weights)
-        streams.leave(partial(woven.served, weights=weights.to(torch.float32)))
+        streams.leave(woven.served(weights.to(torch.float32)))
     difference = streams.converted - streams.wanted
     return float(difference.square().sum() / streams.wanted.square().sum())
 
@@ -102,8 +103,8 @@ def test_a_layer_sees_what_the_converted_layers_put_out(
     assert not torch.allclose(seen[1.0], seen[3.0], atol=1e-2)
 
 
-def scaled(x: Tensor, *, weights: GLUWeights, scale: float) -> Tensor:
-    return scale * x
+def scaled(weights: GLUWeights, *, scale: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: scale * x
 
 
 def _never(*_: object) -> NoReturn:

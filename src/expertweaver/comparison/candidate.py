@@ -30,7 +30,7 @@ class ServedFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map FFN inputs [..., H] to outputs [..., H]."""
         tokens = x.reshape(-1, x.shape[-1]).float()
-        return self.served(tokens, weights=self.weights).view(x.shape).to(x.dtype)
+        return self.served(self.weights)(tokens).view(x.shape).to(x.dtype)
 
 
 def with_layers(model: PreTrainedModel, weights: Sequence[GLUWeights], layers: Sequence[WovenLayer]) -> PreTrainedModel:

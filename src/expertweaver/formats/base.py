@@ -5,7 +5,7 @@ The first line of the module's docstring is its description. `parts/` holds what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -16,7 +16,7 @@ from torch import Tensor
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.traits import NormPlacement, QKNorm
 from expertweaver.errors import Problem
-from expertweaver.modeling.reference import Activation, neuron_activations
+from expertweaver.modeling.reference import Activation, membership, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -146,14 +146,8 @@ class StoredLayer:
 
         A shared neuron has weight one, one in several experts the sum of their weights, one in none zero.
         """
-        device = expert_weights.device
-        weights = torch.zeros(len(expert_weights), num_neurons, device=device)
-        weights[:, self.shared_neurons] = 1
-        if len(self.expert_neurons):
-            sizes = torch.tensor([len(neurons) for neurons in self.expert_neurons], device=device)
-            owned = torch.cat(list(self.expert_neurons))
-            per_neuron = expert_weights.repeat_interleave(sizes, dim=1, output_size=len(owned))
-            weights.index_add_(1, owned, per_neuron)
+        weights = expert_weights @ membership(self.expert_neurons, num_neurons, expert_weights.device)
+        weights[:, self.shared_neurons] += 1
         return weights
 
     def output(self, neuron_outputs: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
@@ -253,18 +247,11 @@ class Format(Protocol):
 
 
 def stored_ffn(
-    x: Tensor,
-    weights: GLUWeights,
-    stored: StoredLayer,
-    layout: Layout,
-    form: Format,
-    dtype: torch.dtype,
-    act: Activation,
-) -> Tensor:
-    """What a stored layer serves, [T, H] to [T, H], with the router in the format's arithmetic.
+    weights: GLUWeights, stored: StoredLayer, layout: Layout, form: Format, dtype: torch.dtype, act: Activation
+) -> Callable[[Tensor], Tensor]:
+    """What a stored layer serves, a function of inputs [T, H], with the router in the format's arithmetic.
 
     Args:
-        x: FFN inputs [T, H].
         weights: The dense FFN.
         stored: The layer.
         layout: The uniform sizes.
@@ -272,11 +259,16 @@ def stored_ffn(
         dtype: Type of the weights on disk: they are used as they are read back.
         act: The gate's activation function.
     """
-    routing = form.reference_routing(x, stored, layout)
-    weight = torch.zeros_like(routing.weights).scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
     served = stored.read_back(weights, dtype)
-    scale = stored.neuron_weights(weight, weights.num_neurons)
-    return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
+
+    def ffn(x: Tensor) -> Tensor:
+        routing = form.reference_routing(x, stored, layout)
+        chosen = torch.zeros_like(routing.weights)
+        chosen.scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
+        scale = stored.neuron_weights(chosen, weights.num_neurons)
+        return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
+
+    return ffn
 
 
 def all_experts_ffn(x: Tensor, weights: GLUWeights, stored: StoredLayer, dtype: torch.dtype, act: Activation) -> Tensor:

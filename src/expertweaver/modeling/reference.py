@@ -128,12 +128,17 @@ def running_neurons(x: Tensor, gate_act: Tensor, neuron_act: Tensor, design: Lay
     return owned_neurons(chosen_mask(chosen, partition.num_experts), partition, neuron_act.shape[1])
 
 
+def membership(expert_neurons: Sequence[Tensor] | Tensor, num_neurons: int, device: torch.device) -> Tensor:
+    """One where an expert has a neuron, else zero, [E, F]."""
+    members = torch.zeros(len(expert_neurons), num_neurons, device=device)
+    for expert, neurons in enumerate(expert_neurons):
+        members[expert, neurons] = 1
+    return members
+
+
 def owned_neurons(experts: Tensor, partition: Partition, num_neurons: int) -> Tensor:
     """The shared neurons and those of the experts that run: experts [T, E] bool to neurons [T, F] bool."""
-    owner = torch.zeros(partition.num_experts, num_neurons, device=experts.device)
-    for expert, neurons in enumerate(partition.expert_neurons):
-        owner[expert, neurons] = 1
-    running = experts.float() @ owner > 0
+    running = experts.float() @ membership(partition.expert_neurons, num_neurons, experts.device) > 0
     running[:, partition.shared_neurons] = True
     return running
 

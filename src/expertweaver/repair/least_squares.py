@@ -77,7 +77,7 @@ def repair_down(
     Args:
         fitting: Batches of A, the neuron activations with those of skipped neurons set to zero, [t, F], and the output
             wanted on the same tokens, [t, H]. Read once.
-        judging: Gives the same of tokens held back from the fit; read at every step of the walk, two or more times.
+        judging: Gives the same of tokens held back from the fit; read at every step of the walk.
         down: down_proj [H, F].
         num_fitting: T, the fitting tokens of all processes.
         ridges: Candidates, rising, relative to the mean diagonal of the Gram matrix.
@@ -87,19 +87,20 @@ def repair_down(
     """
     make_system = _neuron_system if num_fitting >= down.shape[1] else _token_system
     system = make_system(fitting, down, group)
-    (before,), power = _judge(judging(), [down], group)
-    errors: dict[float, float] = {}
-    best, chosen = (before, None, down), min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE))
+    errors: dict[float | None, float] = {}
+    candidates: dict[float | None, Tensor] = {None: down}
+    chosen, power, best = min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE)), 0.0, None
     while ahead := [ridge for ridge in _around(chosen, ridges) if ridge not in errors]:
         solved = {ridge: group.lead(lambda ridge=ridge: system.solution(ridge)) for ridge in ahead}
-        fitted = {ridge: found for ridge, found in solved.items() if found is not None}
-        judged = dict(zip(fitted, _judge(judging(), list(fitted.values()), group)[0], strict=True))
-        errors |= {ridge: judged.get(ridge, math.inf) for ridge in ahead}
-        best = min([best, *((judged[ridge], ridge, fitted[ridge]) for ridge in fitted)], key=lambda trial: trial[0])
-        chosen = min(errors, key=lambda ridge: (errors[ridge], -ridge))
-    error, ridge, repaired = best
-    singular = tuple(sorted(ridge for ridge, error in errors.items() if error == math.inf))
-    return Repair(repaired, ridge, singular, before / power, error / power)
+        candidates |= {ridge: found for ridge, found in solved.items() if found is not None}
+        unjudged = [trial for trial in candidates if trial not in errors]
+        found, power = _judge(judging(), [candidates[trial] for trial in unjudged], group)
+        errors |= dict.fromkeys(ahead, math.inf) | dict(zip(unjudged, found, strict=True))
+        best = min(candidates, key=lambda trial: errors[trial])
+        candidates = {None: down, best: candidates[best]}
+        chosen = min((ridge for ridge in errors if ridge is not None), key=lambda ridge: (errors[ridge], -ridge))
+    singular = tuple(sorted(ridge for ridge, error in errors.items() if ridge is not None and error == math.inf))
+    return Repair(candidates[best], best, singular, errors[None] / power, errors[best] / power)
 
 
 def _around(ridge: float, ridges: Sequence[float]) -> Sequence[float]:

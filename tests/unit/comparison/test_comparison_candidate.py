@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from expertweaver.comparison.candidate import ffn_weights, reached_mlp_sparsity, with_layers
 from expertweaver.dense.model import open_dense
-from expertweaver.modeling.reference import activation, designed_ffn
+from expertweaver.modeling.reference import activation
 from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, Partition, Router
-from expertweaver.weaving import WovenLayer
+from expertweaver.weaving import WovenLayer, serve_design
 
 
 def everything(weights: GLUWeights, num_neurons: int) -> LayerDesign:
@@ -24,7 +24,7 @@ def everything(weights: GLUWeights, num_neurons: int) -> LayerDesign:
 
 
 def woven(design: LayerDesign) -> WovenLayer:
-    return WovenLayer(design, partial(designed_ffn, design=design, act=activation("silu")))
+    return WovenLayer(design, partial(serve_design, design=design, act=activation("silu")))
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3", "qwen2"])

@@ -217,7 +217,7 @@ def test_a_cell_whose_logits_diverge_is_named_and_all_others_are_kept(
     def spoiled(*arguments: Any, **options: Any) -> Any:
         layers = real(*arguments, **options)
         if arguments[3].name == "moefication":
-            layers[-1] = replace(layers[-1], served=lambda x, *, weights: torch.full_like(x, torch.nan))
+            layers[-1] = replace(layers[-1], served=lambda weights: lambda x: torch.full_like(x, torch.nan))
         return layers
 
     monkeypatch.setattr(cells, "weave_model", spoiled)

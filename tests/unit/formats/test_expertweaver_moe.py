@@ -72,7 +72,7 @@ def test_what_is_stored_computes_what_was_designed(sizes: list[int], shared: int
     mlp = loaded(stored, weights)
     expected = designed_ffn(x, weights, made, GELU)
     assert torch.allclose(mlp(x), expected, atol=1e-5)
-    assert torch.allclose(stored_ffn(x, weights, stored, LAYOUT, form, torch.float32, GELU), expected, atol=1e-5)
+    assert torch.allclose(stored_ffn(weights, stored, LAYOUT, form, torch.float32, GELU)(x), expected, atol=1e-5)
     form.set_all_experts_on(mlp)
     everything = dense_ffn(x, weights, GELU) + (torch.zeros(32) if made.bias is None else made.bias)
     assert torch.allclose(mlp(x), everything, atol=1e-5)

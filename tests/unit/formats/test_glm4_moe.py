@@ -146,7 +146,7 @@ def test_a_stored_layer_serves_its_weights_as_they_are_read_back() -> None:
             out if expert is None else out * ((routing.chosen == expert) * routing.weights[:, [expert]]).sum(1)[:, None]
         )
     served, finer = (
-        stored_ffn(x, weights, stored, layout, glm4_moe, dtype, silu) for dtype in (torch.bfloat16, torch.float32)
+        stored_ffn(weights, stored, layout, glm4_moe, dtype, silu)(x) for dtype in (torch.bfloat16, torch.float32)
     )
     assert torch.allclose(served, y, atol=1e-3)
     assert not torch.allclose(finer, y, atol=1e-1), "rounding must matter in this test"
