@@ -20,8 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expertweaver.dense.model import open_dense
-from expertweaver.formats import glm4_moe
-from expertweaver.formats.base import Layout
+from expertweaver.formats.base import Layout, load_format
 from expertweaver.partition.budget import slice_budget
 
 SHARED_SLICES = 1
@@ -73,7 +72,7 @@ def _sparse(args: argparse.Namespace, num_slices: int, sparsity: float) -> Glm4M
     nearest = round(sparsity * num_slices) / num_slices
     budget = slice_budget(args.intermediate_size, mlp_sparsity=nearest, num_slices=num_slices)
     layout = Layout(num_slices - SHARED_SLICES, budget.active_slices - SHARED_SLICES, SHARED_SLICES, budget.slice_width)
-    values = glm4_moe.config(open_dense(str(args.out / "dense")), layout, torch.bfloat16)
+    values = load_format("glm4_moe").config(open_dense(str(args.out / "dense")), layout, torch.bfloat16)
     model = Glm4MoeForCausalLM(Glm4MoeConfig(**copy.deepcopy(values)))
     for name, parameter in model.named_parameters():
         if name.endswith("mlp.gate.weight"):  # the class starts with zeros, which choose the same experts for all

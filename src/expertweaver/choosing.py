@@ -55,7 +55,7 @@ def by_preference() -> list[str]:
     default = OutputSection.model_fields["format"].default
     return sorted(
         module_names("formats"),
-        key=lambda name: (name != default, -len(load_format(name).CAPABILITIES.engines), name),
+        key=lambda name: (name != default, -len(load_format(name).capabilities.engines), name),
     )
 
 
@@ -73,7 +73,7 @@ def format_problems(
 def _method_problems(name: str, method: MethodSection, budget: SliceBudget | None) -> list[Problem]:
     from expertweaver.formats.base import load_format
 
-    can = load_format(name).CAPABILITIES
+    can = load_format(name).capabilities
     where, expected = f"method {method.name}", f"what the format {name} can hold"
     if lacking := [need for need in method.needs if need not in can.needs]:
         fix = f"Compare it with `expertweaver compare`, or set {method.stock_settings}."
@@ -97,7 +97,7 @@ def _holds(name: str, method: MethodSection) -> bool:
     """Whether a format holds all that a method's designs need beyond the common."""
     from expertweaver.formats.base import load_format
 
-    return set(method.needs) <= load_format(name).CAPABILITIES.needs
+    return set(method.needs) <= load_format(name).capabilities.needs
 
 
 OTHER_METHOD = "Use another method, such as weave with method.router_bias=false and a fixed method.shared_share."
@@ -118,7 +118,7 @@ def _notes(name: str, dense: DenseModel) -> tuple[str, ...]:
     from expertweaver.formats.base import load_format
     from expertweaver.formats.parts.fit import engine_notes
 
-    return tuple(engine_notes(name, load_format(name).CAPABILITIES, dense))
+    return tuple(engine_notes(name, load_format(name).capabilities, dense))
 
 
 def _why(name: str, refused: dict[str, list[Problem]]) -> str:

@@ -242,7 +242,7 @@ def _routing_warnings(finished: FinishedLayers) -> list[str]:
 
 def _allocation_warnings(allocations: Sequence[Allocation], layout: Layout, format_name: str) -> list[str]:
     warnings = []
-    if layout.num_shared_slices == 0 and load_format(format_name).CAPABILITIES.shared_expert == "advised":
+    if layout.num_shared_slices == 0 and load_format(format_name).capabilities.shared_expert == "advised":
         warnings.append("n_shared_experts is 0: of the engines, only transformers is known to run that")
     shares = [allocation.r for allocation in allocations if allocation.r is not None]
     if shares and (max(shares) < 0.005 or min(shares) > 0.995):
@@ -269,7 +269,7 @@ def _write_sidecars(
     form = load_format(todo.format)
     config = form.config(todo.dense, layout, todo.torch_dtype)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    for file in form.CAPABILITIES.side_files:
+    for file in form.capabilities.side_files:
         shutil.copyfile(file, folder / file.name)
     for pattern in COPIED_FILES:
         for file in sorted(todo.dense.folder.path.glob(pattern)):

@@ -50,7 +50,7 @@ def test_a_format_has_every_function_of_the_contract_with_its_parameters(name: s
 
 @pytest.mark.parametrize("name", module_names("formats"))
 def test_a_format_says_what_it_can_hold(name: str) -> None:
-    found = load_format(name).CAPABILITIES
+    found = load_format(name).capabilities
     assert isinstance(found, Capabilities)
     assert all(isinstance(need, Need) for need in found.needs)
     assert all(file.is_file() for file in found.side_files)
@@ -110,7 +110,7 @@ def test_the_page_says_what_a_format_declares() -> None:
     rows = {row["Format"].strip("`"): row for row in table("Format")}
     assert set(rows) == set(module_names("formats"))
     for name, row in rows.items():
-        can = load_format(name).CAPABILITIES
+        can = load_format(name).capabilities
         assert row["Engines whose code has the class"] == ", ".join(can.engines)
         assert (row["Router with a bias"] == "yes") == can.selection_bias
         assert (row["Layers may share unlike"] == "yes") == can.layer_adaptive_share
@@ -156,7 +156,7 @@ def converted(
         "calibration.sequence_length": 32,
         "calibration.num_samples": 24,
         "method": "random",
-        "method.num_shared_slices": 0 if form.CAPABILITIES.shared_expert == "none" else 2,
+        "method.num_shared_slices": 0 if form.capabilities.shared_expert == "none" else 2,
         "format": name,
     }
     done = convert(make_recipe(sources(variant), settings=settings), folder / "sparse")
@@ -219,7 +219,7 @@ def test_verification_saw_what_these_tests_see(converted: Converted) -> None:
     assert max(verification.identity_error, verification.reference_error) < 5e-6
     assert verification.tied_share < 0.05
     stored = converted.done.manifest["stored"]
-    assert stored["n_shared_experts"] == (0 if converted.form.CAPABILITIES.shared_expert == "none" else 2)
+    assert stored["n_shared_experts"] == (0 if converted.form.capabilities.shared_expert == "none" else 2)
 
 
 @pytest.mark.parametrize("name", module_names("formats"))
@@ -234,7 +234,7 @@ def test_a_stock_layer_is_loaded_from_the_same_names(
         "calibration": [str(save_text(tmp_path / "text.jsonl"))],
         "calibration.sequence_length": 32,
         "method": "random",
-        "method.num_shared_slices": 0 if load_format(name).CAPABILITIES.shared_expert == "none" else 1,
+        "method.num_shared_slices": 0 if load_format(name).capabilities.shared_expert == "none" else 1,
         "format": name,
         "dtype": "bfloat16",
     }

@@ -18,7 +18,7 @@ from expertweaver import convert, make_recipe
 from expertweaver.conversion import Conversion
 from expertweaver.dense.family import families
 from expertweaver.dense.model import open_dense
-from expertweaver.formats.glm4_moe import set_all_experts_on
+from expertweaver.formats.glm4_moe import FORMAT
 from expertweaver.modeling.reference import activation, dense_ffn
 
 MAX_DIFFERENCE = 2e-5
@@ -73,7 +73,7 @@ def test_all_experts_on_equals_dense(converted: tuple[Path, Conversion]) -> None
     expected = dense(tokens()).logits
     before = sparse(tokens()).logits
     for layer in sparse.model.layers:
-        set_all_experts_on(cast("Module", layer.mlp))
+        FORMAT.set_all_experts_on(cast("Module", layer.mlp))
     found = sparse(tokens()).logits
     assert expected.abs().max() > 1
     assert (found - expected).abs().max() < MAX_DIFFERENCE

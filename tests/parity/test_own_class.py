@@ -16,7 +16,7 @@ from expertweaver import convert, make_recipe
 from expertweaver.conversion import Conversion
 from expertweaver.dense.family import families
 from expertweaver.dense.model import open_dense
-from expertweaver.formats.expertweaver_moe import set_all_experts_on
+from expertweaver.formats.expertweaver_moe import FORMAT
 from expertweaver.modeling.reference import activation, dense_ffn
 
 MAX_DIFFERENCE = 2e-5
@@ -78,7 +78,7 @@ def test_all_experts_on_equals_dense(converted: tuple[Path, Conversion]) -> None
     assert isinstance(sparse, type(dense)), "the source's own class does everything but the FFN"
     expected, before = dense(tokens()).logits, sparse(tokens()).logits
     for layer in sparse.model.layers:
-        set_all_experts_on(layer.mlp)
+        FORMAT.set_all_experts_on(layer.mlp)
     assert expected.abs().max() > 1
     assert (sparse(tokens()).logits - expected).abs().max() < MAX_DIFFERENCE
     assert (before - expected).abs().max() > 100 * MAX_DIFFERENCE, "skipping experts must change something"

@@ -16,7 +16,7 @@ from expertweaver import convert, make_recipe
 from expertweaver.checkpoint.shards import file_sha256
 from expertweaver.conversion import Conversion
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.formats.glm4_moe import set_all_experts_on
+from expertweaver.formats.glm4_moe import FORMAT
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import GLUWeights
 from expertweaver.recipe.schema import method_options
@@ -92,7 +92,7 @@ def test_all_experts_on_is_the_ffn_that_is_served(
     for index, layer in enumerate(model.model.layers):
         expected = dense_ffn(x, served_ffn(converted, dense, index), activation("silu"))
         chosen_only = layer.mlp(x)
-        set_all_experts_on(layer.mlp)
+        FORMAT.set_all_experts_on(layer.mlp)
         assert (layer.mlp(x) - expected).abs().max() < 2e-5
         assert (chosen_only - expected).abs().max() > 0.01
 

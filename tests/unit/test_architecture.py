@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from expertweaver.formats.base import Format, load_format
+from expertweaver.formats.base import Capabilities, Format, load_format
 from expertweaver.methods.base import Method, load_method
 from expertweaver.recipe.schema import MethodSection
-from expertweaver.registry import PACKAGE_FOLDER, module_names
+from expertweaver.registry import PACKAGE_FOLDER, load_module, module_names
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -164,12 +164,12 @@ def contract_of(protocol: type) -> set[str]:
     return {name for name, value in vars(protocol).items() if inspect.isfunction(value) and not name.startswith("_")}
 
 
-def check_function(module: Any, name: str, protocol: type) -> None:
-    function = getattr(module, name, None)
-    assert inspect.isfunction(function), f"{module.__name__} has no {name}"
-    assert inspect.getdoc(function), f"{module.__name__}.{name} has no docstring"
+def check_function(keeper: Any, name: str, protocol: type) -> None:
+    function = getattr(keeper, name, None)
+    assert inspect.isfunction(function) or inspect.ismethod(function), f"{keeper} has no {name}"
+    assert inspect.getdoc(function), f"{name} of {keeper} has no docstring"
     wanted = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
-    assert list(inspect.signature(function).parameters) == wanted, f"{module.__name__}.{name}"
+    assert list(inspect.signature(function).parameters) == wanted, f"{name} of {keeper}"
 
 
 @pytest.mark.parametrize("name", module_names("methods"))
@@ -190,7 +190,8 @@ def test_every_format_keeps_the_contract(name: str) -> None:
     assert len(contract_of(Format)) >= 7
     for function in contract_of(Format):
         check_function(form, function, Format)
-    assert inspect.getdoc(form)
+    assert isinstance(form.capabilities, Capabilities)
+    assert inspect.getdoc(load_module("formats", name))
 
 
 def test_every_public_thing_has_a_docstring() -> None:

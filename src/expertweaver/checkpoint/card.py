@@ -32,7 +32,7 @@ def model_card(manifest: Mapping[str, Any], source_folder: Path, quality: str | 
         quality: A Markdown table of the measured quality, if it was measured.
     """
     budget, stored, source = manifest["budget"], manifest["stored"], manifest["source"]
-    own_code = bool(load_format(manifest["format"]).CAPABILITIES.side_files)
+    own_code = bool(load_format(manifest["format"]).capabilities.side_files)
     sizes = {name: value if isinstance(value, int) else "differs by layer" for name, value in stored.items()}
     sparsity = f"{100 * budget['mlp_sparsity']:g} %"
     parts = [

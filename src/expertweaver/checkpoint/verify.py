@@ -110,7 +110,7 @@ def check_tensors(
 
 def outer_tensors(dense: DenseModel, form: Format, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors outside the decoder layers as they are written."""
-    if form.CAPABILITIES.source_layout:  # as the source's own class has them, without the constants of our words
+    if form.capabilities.source_layout:  # as the source's own class has them, without the constants of our words
         return {name: dense.reader.read(dense.origins[name].source).to(dtype) for name in dense.names()}
     return {name: dense.read(name).to(dtype) for name in dense.names()}
 
@@ -118,7 +118,7 @@ def outer_tensors(dense: DenseModel, form: Format, dtype: torch.dtype) -> dict[s
 def copied_tensors(dense: DenseModel, form: Format, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer that are not its FFN, as they are written."""
     names = [name for name in dense.names(layer) if not name.startswith(layer_prefix(layer) + "mlp.")]
-    if form.CAPABILITIES.source_layout:
+    if form.capabilities.source_layout:
         sources = {dense.origins[name].source: None for name in names}
         return {source: dense.reader.read(source).to(dtype) for source in sources}
     return {name: dense.read(name).to(dtype) for name in names}

@@ -1,4 +1,4 @@
-"""What a format is: a module that says whether a model fits it and how its configuration and tensors look.
+"""What a format is: a module whose FORMAT says whether a model fits it and how its configuration and tensors look.
 
 The first line of the module's docstring is its description. `parts/` holds what several formats share.
 """
@@ -207,9 +207,12 @@ class ServedRouting:
 
 
 class Format(Protocol):
-    """The contract of a format module."""
+    """The contract of a format: what a module in this room calls FORMAT."""
 
-    CAPABILITIES: Capabilities
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the class can say."""
+        ...
 
     def check(self, dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
         """Say what of this model the format cannot hold; empty if it fits."""
@@ -292,7 +295,7 @@ def alike(values: Sequence[Any]) -> Any:
 
 def load_format(name: str) -> Format:
     """A registered format by its name."""
-    return cast("Format", load_module("formats", name))
+    return cast("Format", load_module("formats", name).FORMAT)
 
 
 def uniform_layout(allocations: Sequence[Allocation], budget: SliceBudget) -> Layout:

@@ -14,21 +14,11 @@ from torch import Tensor, nn
 
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
-from expertweaver.errors import Problem
-from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout, ServedRouting, StoredLayer
-from expertweaver.formats.parts.configuration import common_config, experts_implementation
-from expertweaver.formats.parts.fit import ACTIVATION, BIASES, HEADS, block_problems
-from expertweaver.formats.parts.softmax import run_all_experts, softmax_routing, store_softmax
-from expertweaver.modeling.values import GLUWeights, LayerDesign
+from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout, StoredLayer
+from expertweaver.formats.parts.fit import ACTIVATION, BIASES, HEADS
+from expertweaver.formats.parts.softmax import SoftmaxFormat
+from expertweaver.modeling.values import GLUWeights
 
-CAPABILITIES = Capabilities(
-    engines=("transformers", "vLLM", "llama.cpp"),
-    not_served={BIASES: ("vLLM",), ACTIVATION: ("vLLM", "llama.cpp"), HEADS: ("vLLM",)},
-    shared_expert="optional",
-    attention_biases=(ATTENTION_BIASES,),
-    scales=True,
-    activations=("silu", "swish", "gelu_pytorch_tanh", "gelu"),
-)
 LOADED_AS = {
     "block_sparse_moe.input_linear.weight": "block_sparse_moe.experts.gate_up_proj",
     "block_sparse_moe.output_linear.weight": "block_sparse_moe.experts.down_proj",
@@ -37,17 +27,11 @@ LOADED_AS = {
 """Names on disk and in the stock class."""
 
 
-def check(dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
-    """Find what of a model granitemoeshared cannot hold."""
-    return block_problems("granitemoeshared", CAPABILITIES, dense, dtype)
-
-
-def config(dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json; everything whose class default differs is set explicitly."""
+def own_config(dense: DenseModel, layout: Layout) -> dict[str, Any]:
+    """Keys beside those that all formats have."""
     scales = dense.traits.scales
     attention = dense.dims.head_dim**-0.5 if scales.attention is None else scales.attention
     return {
-        **common_config(dense, dtype, "GraniteMoeSharedForCausalLM", "granitemoeshared"),
         "attention_bias": bool(dense.traits.biases),
         "embedding_multiplier": scales.embedding,
         "residual_multiplier": scales.residual,
@@ -58,29 +42,7 @@ def config(dense: DenseModel, layout: Layout, dtype: torch.dtype) -> dict[str, A
         "num_local_experts": layout.num_experts,
         "num_experts_per_tok": layout.num_experts_per_tok,
         "output_router_logits": False,
-        **experts_implementation(layout.slice_width),
     }
-
-
-def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> StoredLayer:
-    """Scale the router; the weights of the chosen experts add up to one."""
-    return store_softmax(design, layout, probe_inputs, over_chosen=True)
-
-
-def layer_tensors(layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Slice the FFN into routed experts, fused as the class has them on disk, and the shared one if there is one."""
-    prefix, written = layer_prefix(layer), stored.written(weights, dtype)
-    experts = [written.slice(neurons) for neurons in stored.expert_neurons]
-    tensors = {
-        "block_sparse_moe.input_linear.weight": torch.stack([_gate_up(expert) for expert in experts]),
-        "block_sparse_moe.output_linear.weight": torch.stack([expert.down for expert in experts]),
-        "block_sparse_moe.router.layer.weight": stored.router_weight.to(dtype),
-    }
-    if len(stored.shared_neurons):
-        shared = written.slice(stored.shared_neurons)
-        tensors["shared_mlp.input_linear.weight"] = _gate_up(shared)
-        tensors["shared_mlp.output_linear.weight"] = shared.down.contiguous()
-    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 class GraniteFFN(nn.Module):
@@ -95,26 +57,56 @@ class GraniteFFN(nn.Module):
         return self.routed(x) if self.shared is None else self.routed(x) + self.shared(x)
 
 
-def stock_ffn(layer: nn.Module) -> nn.Module:
-    """The routed and the shared half of a stock layer's FFN."""
-    return GraniteFFN(layer)
+class FusedExperts(SoftmaxFormat):
+    """A softmax router over experts that lie in one tensor on disk, and a shared expert beside them."""
 
+    def layer_tensors(
+        self, layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Slice the FFN into routed experts, fused as the class has them, and the shared one if there is one."""
+        prefix, written = layer_prefix(layer), stored.written(weights, dtype)
+        experts = [written.slice(neurons) for neurons in stored.expert_neurons]
+        tensors = {
+            "block_sparse_moe.input_linear.weight": torch.stack([_gate_up(expert) for expert in experts]),
+            "block_sparse_moe.output_linear.weight": torch.stack([expert.down for expert in experts]),
+            "block_sparse_moe.router.layer.weight": stored.router_weight.to(dtype),
+        }
+        if len(stored.shared_neurons):
+            shared = written.slice(stored.shared_neurons)
+            tensors["shared_mlp.input_linear.weight"] = _gate_up(shared)
+            tensors["shared_mlp.output_linear.weight"] = shared.down.contiguous()
+        return {prefix + name: tensor for name, tensor in tensors.items()}
 
-def set_all_experts_on(mlp: nn.Module) -> None:
-    """Zero the router and run all experts with weight one."""
-    ffn: Any = mlp
-    run_all_experts(ffn.routed.router, ffn.routed.experts, over_chosen=True)
+    def stock_ffn(self, layer: nn.Module) -> nn.Module:
+        """The routed and the shared half of a stock layer's FFN."""
+        return GraniteFFN(layer)
 
+    def set_all_experts_on(self, mlp: nn.Module) -> None:
+        """Zero the router and run all experts with weight one."""
+        ffn: Any = mlp
+        self.run_all(ffn.routed.router, ffn.routed.experts)
 
-def load_layer(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a stock decoder layer from its tensors on disk."""
-    module.load_state_dict({LOADED_AS.get(name, name): t for name, t in tensors.items()}, strict=True, assign=True)
-
-
-def reference_routing(x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
-    """The served model's choice, by the largest logits, and the weights, which add up to K."""
-    return softmax_routing(x, stored, layout, over_chosen=True, chosen_by_logits=True)
+    def load_layer(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Load a stock decoder layer from its tensors on disk."""
+        module.load_state_dict({LOADED_AS.get(name, name): t for name, t in tensors.items()}, strict=True, assign=True)
 
 
 def _gate_up(weights: GLUWeights) -> Tensor:
     return torch.cat([weights.gate, weights.up])
+
+
+FORMAT = FusedExperts(
+    model_type="granitemoeshared",
+    architecture="GraniteMoeSharedForCausalLM",
+    capabilities=Capabilities(
+        engines=("transformers", "vLLM", "llama.cpp"),
+        not_served={BIASES: ("vLLM",), ACTIVATION: ("vLLM", "llama.cpp"), HEADS: ("vLLM",)},
+        shared_expert="optional",
+        attention_biases=(ATTENTION_BIASES,),
+        scales=True,
+        activations=("silu", "swish", "gelu_pytorch_tanh", "gelu"),
+    ),
+    own_config=own_config,
+    over_chosen=True,
+    chosen_by_logits=True,
+)

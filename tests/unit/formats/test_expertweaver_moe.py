@@ -11,8 +11,8 @@ from support.families import SIZES, save_variant
 from torch import Tensor
 
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.formats import expertweaver_moe as form
 from expertweaver.formats.base import Layout, StoredLayer, all_experts_ffn, stored_ffn
+from expertweaver.formats.expertweaver_moe import FORMAT
 from expertweaver.modeling.reference import activation, dense_ffn, designed_ffn
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.serving.modeling_expertweaver_moe import ExpertWeaverMoeConfig, ExpertWeaverMoeSparseMLP
@@ -56,8 +56,8 @@ def loaded(stored: StoredLayer, weights: GLUWeights) -> Any:
         moe_hidden_act=weights.hidden_act,
     )
     mlp = ExpertWeaverMoeSparseMLP(config, 0)
-    tensors = form.layer_tensors(0, stored, weights, torch.float32)
-    form.load_layer(mlp, {name.removeprefix("model.layers.0.mlp."): tensor for name, tensor in tensors.items()})
+    tensors = FORMAT.layer_tensors(0, stored, weights, torch.float32)
+    FORMAT.load_layer(mlp, {name.removeprefix("model.layers.0.mlp."): tensor for name, tensor in tensors.items()})
     return mlp
 
 
@@ -68,12 +68,12 @@ def loaded(stored: StoredLayer, weights: GLUWeights) -> Any:
 @torch.inference_mode()
 def test_what_is_stored_computes_what_was_designed(sizes: list[int], shared: int, chosen: int, bias: bool) -> None:
     weights, made, x = ffn(), design(sizes, shared=shared, chosen=chosen, bias=bias), tokens()
-    stored = form.store_layer(made, LAYOUT, x)
+    stored = FORMAT.store_layer(made, LAYOUT, x)
     mlp = loaded(stored, weights)
     expected = designed_ffn(x, weights, made, GELU)
     assert torch.allclose(mlp(x), expected, atol=1e-5)
-    assert torch.allclose(stored_ffn(weights, stored, LAYOUT, form, torch.float32, GELU)(x), expected, atol=1e-5)
-    form.set_all_experts_on(mlp)
+    assert torch.allclose(stored_ffn(weights, stored, LAYOUT, FORMAT, torch.float32, GELU)(x), expected, atol=1e-5)
+    FORMAT.set_all_experts_on(mlp)
     everything = dense_ffn(x, weights, GELU) + (torch.zeros(32) if made.bias is None else made.bias)
     assert torch.allclose(mlp(x), everything, atol=1e-5)
     assert torch.allclose(all_experts_ffn(x, weights, stored, torch.float32, GELU), everything, atol=1e-5)
@@ -86,10 +86,10 @@ def test_a_neuron_of_two_experts_is_stored_in_both_and_counted_twice_with_all_on
     made = LayerDesign(
         Partition(torch.empty(0, dtype=torch.int64), experts), Router(torch.randn(2, 32), torch.zeros(2), 1)
     )
-    stored = form.store_layer(made, LAYOUT, x)
+    stored = FORMAT.store_layer(made, LAYOUT, x)
     mlp = loaded(stored, weights)
     assert torch.allclose(mlp(x), designed_ffn(x, weights, made, GELU), atol=1e-5)
-    form.set_all_experts_on(mlp)
+    FORMAT.set_all_experts_on(mlp)
     both = torch.stack([dense_ffn(x, weights.slice(neurons), GELU) for neurons in experts]).sum(dim=0)
     assert torch.allclose(all_experts_ffn(x, weights, stored, torch.float32, GELU), both, atol=1e-5)
     assert torch.allclose(mlp(x), both, atol=1e-5)
@@ -98,11 +98,11 @@ def test_a_neuron_of_two_experts_is_stored_in_both_and_counted_twice_with_all_on
 def test_a_tie_at_the_border_is_told() -> None:
     made = design([8] * 6, shared=16, chosen=2, bias=False)
     zero = LayerDesign(made.partition, Router(torch.zeros(6, 32), torch.tensor([0.0, 2, 1, 1, 0, 0]), 2))
-    stored = form.store_layer(zero, LAYOUT, tokens())
-    routing = form.reference_routing(tokens(), stored, LAYOUT)
+    stored = FORMAT.store_layer(zero, LAYOUT, tokens())
+    routing = FORMAT.reference_routing(tokens(), stored, LAYOUT)
     assert routing.chosen[0].tolist() == [1, 2]
     assert routing.tied.all()
-    assert not form.reference_routing(tokens(), form.store_layer(made, LAYOUT, tokens()), LAYOUT).tied.any()
+    assert not FORMAT.reference_routing(tokens(), FORMAT.store_layer(made, LAYOUT, tokens()), LAYOUT).tied.any()
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> DenseModel:
 def test_numbers_stand_alone_where_layers_are_alike_and_in_lists_where_not(dense: DenseModel) -> None:
     def written(*layers: list[int]) -> Any:
         stored = [
-            form.store_layer(design(s, shared=64 - sum(s), chosen=1, bias=False), LAYOUT, tokens()) for s in layers
+            FORMAT.store_layer(design(s, shared=64 - sum(s), chosen=1, bias=False), LAYOUT, tokens()) for s in layers
         ]
         layout = Layout(0, 0, 0, 8, layers=tuple(layer.sizes(LAYOUT) for layer in stored))
-        return form.config(dense, layout, torch.bfloat16)
+        return FORMAT.config(dense, layout, torch.bfloat16)
 
     assert written([8] * 4, [8] * 4)["moe_intermediate_size"] == 8
     assert written([8] * 4, [16] * 2)["moe_intermediate_size"] == [8, 16]
@@ -138,5 +138,5 @@ def test_biases_on_the_ffn_are_refused(tmp_path: Path) -> None:
     edit_tensors(
         folder, {f"model.layers.{i}.mlp.{name}.bias": torch.zeros(n) for i in range(2) for name, n in sizes.items()}
     )
-    [problem] = form.check(open_dense(str(folder)), torch.float32)
+    [problem] = FORMAT.check(open_dense(str(folder)), torch.float32)
     assert problem.found == "mlp.gate_proj.bias, mlp.up_proj.bias, mlp.down_proj.bias"

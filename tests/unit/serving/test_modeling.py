@@ -13,7 +13,7 @@ import torch
 from support.families import SIZES
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from expertweaver.formats.expertweaver_moe import MODELING_FILE, set_all_experts_on
+from expertweaver.formats.expertweaver_moe import FORMAT, MODELING_FILE
 from expertweaver.serving.modeling_expertweaver_moe import (
     ExpertWeaverMoeConfig,
     ExpertWeaverMoeSparseMLP,
@@ -78,7 +78,7 @@ def test_without_chosen_experts_only_the_shared_one_runs() -> None:
     mlp = random_mlp(0, num_experts_per_tok=0)
     x = torch.randn(5, 32)
     assert torch.equal(mlp(x), mlp.shared_expert(x) + mlp.output_bias)
-    set_all_experts_on(mlp)
+    FORMAT.set_all_experts_on(mlp)
     assert not torch.allclose(mlp(x), mlp.shared_expert(x) + mlp.output_bias, atol=1e-2)
 
 

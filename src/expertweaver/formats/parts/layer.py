@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,9 @@ class Names:
     parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
 
 
+PLAIN = Names()
+
+
 def sliced_tensors(
     layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype, names: Names
 ) -> dict[str, Tensor]:
@@ -38,9 +40,9 @@ def sliced_tensors(
     written = stored.written(weights, dtype)
     tensors = {}
     if names.shared is not None:
-        tensors |= _glu_tensors(prefix + names.shared, written.slice(stored.shared_neurons), names)
+        tensors |= glu_tensors(prefix + names.shared, written.slice(stored.shared_neurons), names)
     for expert, neurons in enumerate(stored.expert_neurons):
-        tensors |= _glu_tensors(f"{prefix}{names.experts}{expert}.", written.slice(neurons), names)
+        tensors |= glu_tensors(f"{prefix}{names.experts}{expert}.", written.slice(neurons), names)
     tensors[prefix + names.router] = stored.router_weight.to(dtype)
     return tensors
 
@@ -60,16 +62,11 @@ def load_sliced(module: nn.Module, tensors: dict[str, Tensor], names: Names) -> 
     module.load_state_dict(fused, strict=True, assign=True)
 
 
-def mlp_of(layer: nn.Module) -> nn.Module:
-    """The FFN of a decoder layer that calls it `mlp`."""
-    found: Any = layer
-    return found.mlp
-
-
 def _expert_id(name: str, names: Names) -> int:
     return int(name.removeprefix(names.experts).split(".")[0])
 
 
-def _glu_tensors(prefix: str, weights: GLUWeights, names: Names) -> dict[str, Tensor]:
+def glu_tensors(prefix: str, weights: GLUWeights, names: Names) -> dict[str, Tensor]:
+    """Gate, up and down under their names behind a prefix."""
     parts = zip(names.parts, (weights.gate, weights.up, weights.down), strict=True)
     return {f"{prefix}{name}.weight": part.contiguous() for name, part in parts}

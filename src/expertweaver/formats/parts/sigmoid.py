@@ -8,6 +8,7 @@ b / 4.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from expertweaver.dense.accounting import layer_prefix
 from expertweaver.formats.base import Layout, ServedRouting, StoredLayer
 from expertweaver.formats.parts.folding import centred_weight, routing_kept, scale_log2, stock_router, stored_slices
 from expertweaver.formats.parts.layer import Names, load_sliced, sliced_tensors
+from expertweaver.formats.parts.stock import StockFormat
 from expertweaver.modeling.reference import choose_by_sigmoid, sigmoid_scores
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Router
 
@@ -44,29 +46,58 @@ def router_config(layout: Layout) -> dict[str, Any]:
     }
 
 
-def store_layer(design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> StoredLayer:
-    """Fold the router into the format's arithmetic and pin the shared slices that exceed the layout's.
+@dataclass(frozen=True)
+class SigmoidFormat(StockFormat):
+    """A stock class with this router and one shared expert."""
 
-    Args:
-        design: The layer's partition and router.
-        layout: The uniform sizes.
-        probe_inputs: FFN inputs that set the range of the router's logits, [P, H].
-    """
-    router, slices = stock_router(design), stored_slices(design.partition, layout)
-    weight, bias, log2 = fold_router(router, probe_inputs)
-    stored_weight = torch.cat([torch.zeros(slices.num_pinned, weight.shape[1]), weight])
-    stored_bias = torch.cat([torch.full((slices.num_pinned,), PINNED_BIAS), bias])
-    chosen, _ = choose_by_sigmoid(probe_inputs, stored_weight, stored_bias, layout.num_experts_per_tok)
-    return StoredLayer(
-        shared_neurons=slices.shared_neurons,
-        expert_neurons=slices.expert_neurons,
-        router_weight=stored_weight,
-        selection_bias=stored_bias,
-        scale_log2=log2,
-        max_abs_logit=float((probe_inputs @ weight.T).abs().max()),
-        routing_kept=routing_kept(chosen, router, probe_inputs, slices.num_pinned),
-        down=design.down,
-    )
+    def store_layer(self, design: LayerDesign, layout: Layout, probe_inputs: Tensor) -> StoredLayer:
+        """Fold the router into the format's arithmetic and pin the shared slices that exceed the layout's.
+
+        Args:
+            design: The layer's partition and router.
+            layout: The uniform sizes.
+            probe_inputs: FFN inputs that set the range of the router's logits, [P, H].
+        """
+        router, slices = stock_router(design), stored_slices(design.partition, layout)
+        weight, bias, log2 = fold_router(router, probe_inputs)
+        stored_weight = torch.cat([torch.zeros(slices.num_pinned, weight.shape[1]), weight])
+        stored_bias = torch.cat([torch.full((slices.num_pinned,), PINNED_BIAS), bias])
+        chosen, _ = choose_by_sigmoid(probe_inputs, stored_weight, stored_bias, layout.num_experts_per_tok)
+        return StoredLayer(
+            shared_neurons=slices.shared_neurons,
+            expert_neurons=slices.expert_neurons,
+            router_weight=stored_weight,
+            selection_bias=stored_bias,
+            scale_log2=log2,
+            max_abs_logit=float((probe_inputs @ weight.T).abs().max()),
+            routing_kept=routing_kept(chosen, router, probe_inputs, slices.num_pinned),
+            down=design.down,
+        )
+
+    def layer_tensors(
+        self, layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Slice the FFN into shared and routed experts under their names on disk."""
+        tensors = sliced_tensors(layer, stored, weights, dtype, NAMES)
+        tensors[f"{layer_prefix(layer)}mlp.gate.e_score_correction_bias"] = stored.selection_bias
+        return tensors
+
+    def set_all_experts_on(self, mlp: nn.Module) -> None:
+        """Zero the router, whose sigmoid is then exactly 1/2 for every expert, and run all experts."""
+        ffn: Any = mlp
+        with torch.no_grad():
+            ffn.gate.weight.zero_()
+            ffn.gate.e_score_correction_bias.zero_()
+        ffn.gate.top_k = ffn.gate.num_experts
+
+    def load_layer(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Load a stock decoder layer from its tensors on disk."""
+        load_sliced(module, tensors, NAMES)
+
+    def reference_routing(self, x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
+        """The served model's choice and weights, in our own arithmetic."""
+        chosen, tied = choose_by_sigmoid(x, stored.router_weight, stored.selection_bias, layout.num_experts_per_tok)
+        return ServedRouting(chosen, sigmoid_scores(x, stored.router_weight) * ROUTED_SCALING_FACTOR, tied)
 
 
 def fold_router(router: Router, probe_inputs: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -83,30 +114,3 @@ def fold_router(router: Router, probe_inputs: Tensor) -> tuple[Tensor, Tensor, i
         bias = -torch.arange(len(bias), dtype=torch.float32)
     log2 = scale_log2(weight, probe_inputs, MAX_ABS_LOGIT)
     return weight * 2.0**log2, bias * 2.0**log2 / 4, log2
-
-
-def layer_tensors(layer: int, stored: StoredLayer, weights: GLUWeights, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Slice the FFN into shared and routed experts under their names on disk."""
-    tensors = sliced_tensors(layer, stored, weights, dtype, NAMES)
-    tensors[f"{layer_prefix(layer)}mlp.gate.e_score_correction_bias"] = stored.selection_bias
-    return tensors
-
-
-def set_all_experts_on(mlp: nn.Module) -> None:
-    """Zero the router, whose sigmoid is then exactly 1/2 for every expert, and run all experts."""
-    ffn: Any = mlp
-    with torch.no_grad():
-        ffn.gate.weight.zero_()
-        ffn.gate.e_score_correction_bias.zero_()
-    ffn.gate.top_k = ffn.gate.num_experts
-
-
-def load_layer(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a stock decoder layer from its tensors on disk."""
-    load_sliced(module, tensors, NAMES)
-
-
-def reference_routing(x: Tensor, stored: StoredLayer, layout: Layout) -> ServedRouting:
-    """The served model's choice and weights, in our own arithmetic."""
-    chosen, tied = choose_by_sigmoid(x, stored.router_weight, stored.selection_bias, layout.num_experts_per_tok)
-    return ServedRouting(chosen, sigmoid_scores(x, stored.router_weight) * ROUTED_SCALING_FACTOR, tied)
