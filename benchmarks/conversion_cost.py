@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shapes import Shape, save_random, save_words, weave_bound
+
 VOCAB_SIZE = 4096
 STEPS = ("dense", "convert")
 
@@ -61,30 +63,21 @@ def _run_apart(step: str, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _make_model(args: argparse.Namespace) -> None:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+def _shape(args: argparse.Namespace) -> Shape:
+    return Shape(
         hidden_size=args.hidden_size,
         intermediate_size=args.intermediate_size,
         num_hidden_layers=args.num_layers,
         num_attention_heads=args.hidden_size // 64,
         num_key_value_heads=max(1, args.hidden_size // 448),
-        max_position_embeddings=args.sequence_length,
+        vocab_size=VOCAB_SIZE,
     )
-    torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(args.folder / "dense")
-    vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(args.folder / "dense")
-    ids = torch.randint(VOCAB_SIZE, (args.num_samples, args.sequence_length)).tolist()
-    rows = [json.dumps({"text": " ".join(f"w{i}" for i in row), "domain": f"d{n % 4}"}) for n, row in enumerate(ids)]
-    (args.folder / "text.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def _make_model(args: argparse.Namespace) -> None:
+    save_random(args.folder / "dense", _shape(args))
+    words = {"num_samples": args.num_samples, "sequence_length": args.sequence_length}
+    save_words(args.folder / "text.jsonl", **words)
 
 
 def _dense_step(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +132,7 @@ def _time_the_parts() -> dict[str, float]:
         ("  its Gram matrix, activations", least_squares, "_neuron_system"),
         ("converted FFN", Streams, "leave"),
     )
-    seconds: dict[str, float] = {}
+    seconds = {title: 0.0 for title, _, _ in watched}
     for title, owner, name in watched:
         setattr(owner, name, _stopwatch(getattr(owner, name), title, seconds))
     return seconds
@@ -151,7 +144,7 @@ def _stopwatch(function: Any, title: str, seconds: dict[str, float]) -> Any:
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[title] = seconds.get(title, 0.0) + time.perf_counter() - start
+            seconds[title] += time.perf_counter() - start
 
     return timed
 
@@ -180,21 +173,15 @@ def _print_table(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -
         print(f"{name:<36}{seconds:8.1f} s   {seconds / dense:5.2f} x")
         if name == "layers":
             for part, spent in results["convert"]["parts"].items():
-                print(f"  {part:<34}{spent:8.1f} s   {spent / dense:5.2f} x")
+                if spent:
+                    print(f"  {part:<34}{spent:8.1f} s   {spent / dense:5.2f} x")
     total = sum(parts.values())
     print(f"{'conversion':<36}{total:8.1f} s   {total / dense:5.2f} x")
     peak, before = results["convert"]["peak_bytes"], results["convert"]["before_bytes"]
     print(f"peak memory of the conversion {peak / 1e6:.0f} MB, of which libraries {before / 1e6:.0f} MB")
-    print(f"two layers, hidden states, two F x F, libraries {(_bound(args) + before) / 1e6:.0f} MB")
+    bound = weave_bound(_shape(args), tokens, hidden_bytes=4 if args.compute_dtype == "float32" else 2)
+    print(f"two layers, hidden states, two F x F, libraries {(bound + before) / 1e6:.0f} MB")
     print(f"peak memory of the dense pass {results['dense']['peak_bytes'] / 1e6:.0f} MB")
-
-
-def _bound(args: argparse.Namespace) -> int:
-    """Bytes of two decoder layers in float32, three streams of hidden states, and two F x F matrices in float64."""
-    hidden, wide = args.hidden_size, args.intermediate_size
-    layer = 4 * (3 * hidden * wide + 2 * hidden**2 + 2 * hidden * 64 * max(1, hidden // 448))
-    width = 4 if args.compute_dtype == "float32" else 2
-    return 2 * layer + 3 * width * args.num_samples * args.sequence_length * hidden + 2 * 8 * wide**2
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from shapes import SHAPES, Shape, save_random, save_words
+from shapes import SHAPES, save_random, save_words, weave_bound
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--folder", folder]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    bound = found["libraries"] + _bound(shape, args.num_samples * args.sequence_length)
+    bound = found["libraries"] + weave_bound(shape, args.num_samples * args.sequence_length)
     for title, size in (("peak", found["peak"]), ("planned", found["planned"]), ("bound", bound)):
         print(f"{title:<10}{size / 1e9:8.2f} GB")
     print(f"of it libraries {found['libraries'] / 1e9:.2f} GB; {found['seconds']}")
@@ -80,12 +80,6 @@ def _convert(args: argparse.Namespace) -> dict[str, object]:
     return {
         "peak": peak_memory(), "planned": planned, "libraries": libraries, "seconds": done.seconds, "notes": notes,
     }  # fmt: skip
-
-
-def _bound(shape: Shape, num_tokens: int) -> int:
-    hidden, wide = shape.hidden_size, shape.intermediate_size
-    attention = 2 * hidden**2 + 2 * hidden * hidden * shape.num_key_value_heads // shape.num_attention_heads
-    return 2 * 4 * (3 * hidden * wide + attention) + 3 * 4 * num_tokens * hidden + 2 * 8 * wide**2
 
 
 if __name__ == "__main__":

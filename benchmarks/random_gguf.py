@@ -18,7 +18,8 @@ import numpy as np
 HEAD_SIZE = 64
 SIGMOID = 2
 SHARED_SLICES = 1
-TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
+KINDS = gguf.GGMLQuantizationType
+TYPES = {"f16": KINDS.F16, "bf16": KINDS.BF16, "q8_0": KINDS.Q8_0}
 
 
 def main() -> None:

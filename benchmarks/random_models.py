@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from shapes import Shape, save_random, save_tokenizer
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
 from expertweaver.dense.model import open_dense
 from expertweaver.formats.base import Layout, load_format
@@ -30,11 +30,14 @@ def main() -> None:
     args = _parse()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    tokenizer = _tokenizer(args.vocab_size)
-    _write(LlamaForCausalLM(_dense_config(args)), tokenizer, args.out / "dense")
+    save_random(args.out / "dense", _shape(args))
+    print(args.out / "dense")
     for num_slices in _numbers(args.num_slices, int):
         for sparsity in _numbers(args.mlp_sparsity, float):
-            _write(_sparse(args, num_slices, sparsity), tokenizer, args.out / f"sparse-{num_slices}-{100 * sparsity:g}")
+            folder = args.out / f"sparse-{num_slices}-{100 * sparsity:g}"
+            _sparse(args, num_slices, sparsity).save_pretrained(folder)
+            save_tokenizer(folder)
+            print(folder)
 
 
 def _parse() -> argparse.Namespace:
@@ -55,15 +58,14 @@ def _numbers(text: str, kind: Any) -> list[Any]:
     return [kind(part) for part in text.split(",")]
 
 
-def _dense_config(args: argparse.Namespace) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=args.vocab_size,
+def _shape(args: argparse.Namespace) -> Shape:
+    return Shape(
         hidden_size=args.hidden_size,
         intermediate_size=args.intermediate_size,
         num_hidden_layers=args.num_layers,
         num_attention_heads=args.num_heads,
         num_key_value_heads=args.num_key_value_heads,
-        max_position_embeddings=4096,
+        vocab_size=args.vocab_size,
     )
 
 
@@ -78,18 +80,6 @@ def _sparse(args: argparse.Namespace, num_slices: int, sparsity: float) -> Glm4M
         if name.endswith("mlp.gate.weight"):  # the class starts with zeros, which choose the same experts for all
             torch.nn.init.normal_(parameter, std=2.0**-10)
     return model
-
-
-def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def _write(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    print(folder, f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 if __name__ == "__main__":

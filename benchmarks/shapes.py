@@ -33,6 +33,13 @@ SHAPES = {
 """Of Qwen2.5-0.5B and 7B (without their biases) and Llama-3.1-70B and 405B."""
 
 
+def weave_bound(shape: Shape, num_tokens: int, *, hidden_bytes: int = 4) -> int:
+    """Bytes of two decoder layers in float32, three streams of hidden states, and two F x F matrices in float64."""
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    attention = 2 * hidden**2 + 2 * hidden * hidden * shape.num_key_value_heads // shape.num_attention_heads
+    return 2 * 4 * (3 * hidden * wide + attention) + 3 * hidden_bytes * num_tokens * hidden + 2 * 8 * wide**2
+
+
 def save_hollow(folder: Path, shape: Shape) -> None:
     """Save a checkpoint whose weights are holes in files: their full length, but no block of them is written."""
     shards = _save_around(folder, shape)
@@ -65,6 +72,16 @@ def save_random(folder: Path, shape: Shape, *, seed: int = 0) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
+def save_tokenizer(folder: Path) -> None:
+    """Save a tokenizer of made-up words, since conversions and engines want one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
 def save_words(file: Path, *, num_samples: int, sequence_length: int, seed: int = 0) -> None:
     """Save calibration text: samples of random words of the tokenizer."""
     import random
@@ -79,17 +96,14 @@ def save_words(file: Path, *, num_samples: int, sequence_length: int, seed: int 
 def _save_around(folder: Path, shape: Shape) -> dict[str, dict[str, list[int]]]:
     """Save configuration, tokenizer and index; returns the shards: one a layer and one for the rest."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes: dict[str, Any] = asdict(shape)
     config = LlamaConfig(**sizes, max_position_embeddings=4096, architectures=["LlamaForCausalLM"], dtype="bfloat16")
     with torch.device("meta"):
         tensors = LlamaForCausalLM(config).state_dict()
     config.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    save_tokenizer(folder)
     shards: dict[str, dict[str, list[int]]] = {}
     for name, tensor in tensors.items():
         place = name.split(".")[2] if name.startswith("model.layers.") else "rest"

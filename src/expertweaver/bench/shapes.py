@@ -103,7 +103,7 @@ def gguf_facts(file: Path) -> ModelFacts:
     try:
         reader_class = importlib.import_module("gguf").GGUFReader
     except ImportError as error:
-        fix = "Install it with: pip install gguf"
+        fix = "Install it with: pip install 'expertweaver[gguf]'"
         raise RecipeError(Problem("engine llamacpp", "the package gguf", str(error), fix)) from error
     try:
         reader = reader_class(file)

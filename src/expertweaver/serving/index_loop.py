@@ -2,8 +2,8 @@
 
 Three things decide the speed of narrow experts on a CPU (docs/speed.md has the measurements):
 
-* One token: every chosen expert is one matrix-vector product on a view. The down projection [H, I] of an expert has
-  rows of only I numbers, which matrix-vector kernels read slowly; stored by columns it reads like the others. So
+* One token: chosen experts that lie side by side are one matrix-vector product on a view. The down projection [H, I] of
+  an expert has rows of only I numbers, which matrix-vector kernels read slowly; stored by columns it reads better. So
   `use_index_loop` changes the strides of `down_proj`, not its shape or values.
 * Few tokens for each expert: Python costs more than the arithmetic, and the engine's own kernel is taken.
 * Many tokens: one product for each expert, added into the output in place; the engine's kernel writes, permutes and
@@ -83,20 +83,32 @@ def index_loop(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_w
     """
     num_tokens, num_chosen = top_k_index.shape
     if num_tokens == 1:
-        return _one_token(experts, hidden_states[0], top_k_index[0].tolist(), top_k_weights[0])[None]
+        return _one_token(experts, hidden_states[0], top_k_index[0], top_k_weights[0])[None]
     fits = experts.down_proj.shape[2] % GROUPED_BLOCK == 0
     if fits and num_tokens * num_chosen < MIN_ROWS * experts.num_experts:
         return grouped_mm(experts, hidden_states, top_k_index, top_k_weights)
     return _many_tokens(experts, hidden_states, top_k_index, top_k_weights)
 
 
-def _one_token(experts: Any, x: Tensor, expert_ids: list[int], weights: Tensor) -> Tensor:
-    parts = torch.stack([torch.mv(experts.gate_up_proj[expert], x) for expert in expert_ids])
-    active = (experts._apply_gate(parts) * weights[:, None]).to(x.dtype)
-    output = torch.zeros_like(x)
-    for expert, values in zip(expert_ids, active.unbind(0), strict=True):
-        output = output.addmv(experts.down_proj[expert], values)
+def _one_token(experts: Any, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    chosen, order = expert_ids.sort()
+    neighbours = _runs(chosen.tolist())
+    gate_up, down = experts.gate_up_proj, experts.down_proj.transpose(1, 2)
+    parts = torch.cat([torch.mv(gate_up[first:last].flatten(0, 1), x) for first, last in neighbours])
+    active = experts._apply_gate(parts.view(len(chosen), -1)) * weights[order, None]
+    active = active.to(x.dtype).flatten()
+    output, width, start = torch.zeros_like(x), down.shape[1], 0
+    for first, last in neighbours:
+        stop = start + (last - first) * width
+        output.addmv_(down[first:last].flatten(0, 1).T, active[start:stop])
+        start = stop
     return output
+
+
+def _runs(ids: list[int]) -> list[tuple[int, int]]:
+    """Sorted ids as ranges of neighbours: [1, 2, 5] gives (1, 3), (5, 6)."""
+    starts = [i for i, expert in enumerate(ids) if i == 0 or expert != ids[i - 1] + 1]
+    return [(ids[i], ids[i] + stop - i) for i, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
 
 
 def _many_tokens(experts: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
