@@ -56,7 +56,7 @@ def _parse() -> argparse.Namespace:
 
 def _convert(args: argparse.Namespace) -> dict[str, object]:
     import torch  # noqa: F401 (loaded before memory is looked at)
-    import transformers  # noqa: F401
+    from transformers import AutoTokenizer, Glm4MoeForCausalLM, LlamaForCausalLM  # noqa: F401
 
     from expertweaver import convert, make_recipe, plan
     from expertweaver.machine import peak_memory
