@@ -45,7 +45,14 @@ COPIED_FILES = (*SIDE_FILES, "chat_template*", "generation_config.json", "LICENS
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: where it is, its record, what was verified, how long it took."""
+    """A finished conversion.
+
+    Attributes:
+        path: The folder.
+        manifest: What its manifest.json holds; docs/formats.md lists the keys.
+        verification: What was checked, and the largest relative errors.
+        seconds: Seconds of each part: prepare, profile, layers, verify, evaluate.
+    """
 
     path: Path
     manifest: dict[str, Any]

@@ -33,6 +33,9 @@ def demo(out: str | Path = "demo", *, progress: Progress = SILENT) -> Demonstrat
     Args:
         out: Folder for the models and the report; models of an earlier demonstration are replaced.
         progress: Hears of stages and warnings.
+
+    Raises:
+        CheckpointError: A folder of another kind is in the way, or the disk is full.
     """
     folder = Path(out)
     conversions = tuple(

@@ -128,7 +128,7 @@ def plan(
 
     Args:
         recipe: The request.
-        out: Where the result would go; None leaves the target unchecked.
+        out: Where the result would go, a `Path`; None leaves the target unchecked.
         overwrite: Whether an existing `out` may be replaced.
         device: Where layers would be computed: cpu, cuda or cuda:NUMBER.
         estimate_time: Measure this machine for a moment to estimate the time.

@@ -59,7 +59,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All measurements of a run, and the whole set-up that they depend on."""
+    """All measurements of a run, and the whole set-up that they depend on.
+
+    Attributes:
+        setup: Engine, versions, threads, type, processor, lengths, and the sizes of both models.
+        measurements: Case by case, the dense model's first.
+    """
 
     setup: dict[str, Any]
     measurements: tuple[Measurement, ...]

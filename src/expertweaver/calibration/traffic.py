@@ -1,9 +1,9 @@
 """Two streams of hidden states through a model that is being converted: as the dense model has them, and as converted.
 
 A layer is designed on what the converted layers before it put out, and repaired towards what the dense model puts out,
-so that errors do not add up (METHODS, weave step 6). Where the FFN's output passes a norm before it joins the residual
-stream, no linear change of the FFN reaches a given residual. The target is then what the dense model's FFN puts out:
-it makes good for what errors do to its input, but not for those that are in the residual stream already.
+so that errors do not add up (docs/concepts.md, weave). Where the FFN's output passes a norm before it joins the
+residual stream, no linear change of the FFN reaches a given residual. The target is then what the dense model's FFN
+puts out: it makes good for what errors do to its input, but not for those that are in the residual stream already.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def compare(
         methods: Entries such as `weave`, `static+repair`, `expertweaver:tau=0.5;profile=signed`, as a sequence or
             separated by commas; the first is the reference that all others are compared with.
         mlp_sparsities: Shares of FFN neurons not run per token.
-        text: What to judge on, as `read_documents` reads it; it must share no 13 words in a row with the calibration.
+        text: What to judge on: files (.txt, .jsonl, .parquet), folders of such files, or hub data set ids. It must
+            share no 13 words in a row with the calibration.
         out: Folder of the cells, tables and figures.
         num_slices: Equal slices of an FFN.
         seeds: Runs of each method that draws random numbers.

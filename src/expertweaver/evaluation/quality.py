@@ -68,11 +68,12 @@ def evaluate(
 
     Args:
         models: Folders or hub ids (`owner/name@revision`); a model given twice is measured once.
-        text: What `read_documents` reads; chat messages are rendered with the first model's chat template.
+        text: Files (.txt, .jsonl, .parquet), folders of such files, or hub data set ids; chat messages are rendered
+            with the first model's chat template.
         against: The dense reference; it becomes the first entry of the result.
         max_tokens_per_document: Cut longer documents to this many tokens; None for no cut.
         context: Window length in tokens; None for the smallest of 2048 and the models' max_position_embeddings.
-        dtype: What the weights are loaded as: float32, bfloat16 or float16. Log-softmax is always taken in fp64.
+        dtype: What the weights are loaded as: float32, bfloat16 or float16. Log-softmax is always taken in float64.
         tasks: Names of lm-eval tasks, paths of task files or of folders with such files.
         trust_remote_code: Allow the models' own Python code.
         progress: Hears of the documents done.

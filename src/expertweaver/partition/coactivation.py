@@ -25,7 +25,7 @@ def coactivation_features(contribution: Tensor, num_strongest: int, *, dims: int
     Returns:
         Features of unit norm before projection, [F, dims].
 
-    Source: METHODS, weave step 2.
+    Source: docs/concepts.md, weave step 3 (`clusters: coactivation`).
     """
     parts = contribution.split(1024)
     features, counts = marker_features(parts, len(contribution), num_strongest, dims=dims, seed=seed)

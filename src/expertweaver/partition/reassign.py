@@ -38,7 +38,7 @@ def improve_by_swaps(gain: Tensor, labels: Tensor, *, max_sweeps: int = 10) -> T
     Returns:
         New labels, [n] int64.
 
-    Source: METHODS, weave step 4.
+    Source: docs/concepts.md, weave step 5.
     """
     values, result = gain.numpy(), labels.numpy().copy()
     num_experts = values.shape[1]

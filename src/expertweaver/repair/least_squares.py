@@ -83,7 +83,7 @@ def repair_down(
         ridges: Candidates, rising, relative to the mean diagonal of the Gram matrix.
         group: The processes that have batches.
 
-    Source: METHODS, weave step 5; products of a batch in float32, their sums and the Cholesky in float64.
+    Source: docs/concepts.md, weave step 7; products of a batch in float32, their sums and the Cholesky in float64.
     """
     make_system = _neuron_system if num_fitting >= down.shape[1] else _token_system
     system = make_system(fitting, down, group)

@@ -22,6 +22,13 @@ from expertweaver.report.markup import Html, html, join, tag
 def write_report(path: Path, report: Report) -> Path:
     """Write a report as one HTML file that needs nothing else, no network included.
 
+    Args:
+        path: The file to write, a `Path`; an existing one is replaced, and its folder is made.
+        report: What it shows; see `expertweaver.report.contents.Report`.
+
+    Returns:
+        `path`.
+
     Raises:
         CheckpointError: A manifest lacks a required key; lists all of them.
     """

@@ -29,7 +29,7 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
         steps: Batches of at most 2,048 tokens drawn with replacement.
         seed: Of the draws.
 
-    Source: ours; METHODS, weave step 3 suggests logistic steps on "is this expert in the true top-K" instead.
+    Source: ours (docs/concepts.md, weave step 6), in place of logistic steps on "is this expert in the true top-K".
     """
     exact, scale = start.weight.double(), inputs.num_tokens**0.5
     whitened, centre = exact @ inputs.factor / scale, start.bias + exact @ inputs.mean

@@ -20,7 +20,7 @@ def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequen
         down: down_proj [H, F].
         expert_neurons: Neuron ids of each expert.
 
-    Source: METHODS, weave step 5: the squared norm is h (Wd Wd') h', which never forms the output.
+    Source: docs/concepts.md, weave step 4; the squared norm is h (Wd Wd') h', which never forms the output.
     """
     norms = []
     for neurons in expert_neurons:
@@ -83,7 +83,7 @@ class RidgeRegressor:
     def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
         """Regress targets [T, E] on the inputs, in the form in which a router is stored.
 
-        Source: METHODS, weave step 3; D2DMoE (2310.04361) regresses the same norms with an MLP.
+        Source: docs/concepts.md, weave step 4; D2DMoE (2310.04361) regresses the same norms with an MLP.
         """
         centre = target.double().mean(dim=0) * self.with_bias
         cross = (self.centred.T @ (target - centre.float())).double()

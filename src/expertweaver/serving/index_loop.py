@@ -33,6 +33,12 @@ def use_index_loop(model: PreTrainedModel) -> PreTrainedModel:
 
     Shapes, values and what `save_pretrained` writes stay as they are. For inference on CPU.
 
+    Args:
+        model: A converted model in a stock format, loaded by transformers; it is changed in place.
+
+    Returns:
+        The same model.
+
     Raises:
         ArchitectureError: The model has no experts of the kind that transformers lets be replaced.
     """
