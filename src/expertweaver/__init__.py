@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from expertweaver.publishing import Upload, push
     from expertweaver.recipe.loading import make_recipe
     from expertweaver.recipe.schema import Recipe
+    from expertweaver.report.contents import Report
     from expertweaver.report.page import write_report
     from expertweaver.serving.index_loop import use_index_loop
     from expertweaver.serving.registration import register
@@ -58,6 +59,7 @@ _HOMES = {
     "register": "expertweaver.serving.registration",
     "measure_speed": "expertweaver.bench.speed",
     "use_index_loop": "expertweaver.serving.index_loop",
+    "Report": "expertweaver.report.contents",
     "write_report": "expertweaver.report.page",
     "ExpertWeaverError": "expertweaver.errors",
 }
@@ -73,6 +75,7 @@ __all__ = [
     "Export",
     "Plan",
     "Recipe",
+    "Report",
     "Upload",
     "__version__",
     "benchmark",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from expertweaver.checkpoint.manifest import RECORD_FOLDER
@@ -13,7 +14,7 @@ from expertweaver.errors import ArchitectureError
 from expertweaver.registry import module_names
 
 
-def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
+def inspect(checkpoint: str | Path, *, hashes: bool = False) -> dict[str, Any]:
     """Describe a model folder from headers and records, without reading weights.
 
     Args:
@@ -26,7 +27,7 @@ def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: The folder is missing or damaged, or a file differs from its recorded hash.
     """
-    folder = find_model(checkpoint)
+    folder = find_model(str(checkpoint))
     reader = TensorReader.open(folder.path)
     config = read_json(folder.path / "config.json")
     summary: dict[str, Any] = {
@@ -45,7 +46,7 @@ def inspect(checkpoint: str, *, hashes: bool = False) -> dict[str, Any]:
     if manifest:
         return summary | {"manifest": manifest}
     try:
-        dense = open_dense(checkpoint)
+        dense = open_dense(str(checkpoint))
     except ArchitectureError as error:
         return summary | {"convertible": False, "reason": str(error)}
     return summary | {

@@ -17,7 +17,14 @@ from expertweaver.errors import ExpertWeaverError, listed
 from expertweaver.estimate import Needs, measured_speed
 from expertweaver.machine import compute_device
 from expertweaver.modeling.values import Need
-from expertweaver.partition.budget import ENGINE_BLOCK, FAST_WIDTH, GROUPED_BLOCK, SliceBudget, slice_budget
+from expertweaver.partition.budget import (
+    ENGINE_BLOCK,
+    FAST_WIDTH,
+    GROUPED_BLOCK,
+    SliceBudget,
+    slice_budget,
+    slice_count,
+)
 from expertweaver.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -118,7 +125,7 @@ class Plan:
 
 def plan(
     recipe: Recipe,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     overwrite: bool = False,
     device: str = "cpu",
@@ -128,7 +135,7 @@ def plan(
 
     Args:
         recipe: The request.
-        out: Where the result would go, a `Path`; None leaves the target unchecked.
+        out: Where the result would go; None leaves the target unchecked.
         overwrite: Whether an existing `out` may be replaced.
         device: Where layers would be computed: cpu, cuda or cuda:NUMBER.
         estimate_time: Measure this machine for a moment to estimate the time.
@@ -140,14 +147,15 @@ def plan(
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
     paths = recipe.calibration.paths or (str(shipped_calibration()),)
-    budget, choice = _run_checks(recipe, dense, dtype, paths, out, overwrite=overwrite, device=device)
+    target = None if out is None else Path(out)
+    budget, choice = _run_checks(recipe, dense, dtype, paths, target, overwrite=overwrite, device=device)
     length = min(recipe.calibration.sequence_length, dense.sequence_limit[1])
     tokens = recipe.calibration.num_samples * length
     total, active = _params(dense, budget)
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
     needs = Needs(dense, recipe, budget, tokens)
-    if out is not None:
-        check_space(out, output_bytes + RECORD_BYTES + needs.scratch_bytes())
+    if target is not None:
+        check_space(target, output_bytes + RECORD_BYTES + needs.scratch_bytes())
     seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
     warnings = (*choice.notes, *_warnings(recipe, dense, budget, length, dtype))
     return Plan(
@@ -189,12 +197,9 @@ def _run_checks(
             errors.append(error)
             return None
 
-    section = recipe.budget
-    budget = attempt(
-        lambda: slice_budget(
-            dense.dims.intermediate_size, mlp_sparsity=section.mlp_sparsity, num_slices=section.num_slices
-        )
-    )
+    width, sparsity = dense.dims.intermediate_size, recipe.budget.mlp_sparsity
+    num_slices = slice_count(width, mlp_sparsities=[sparsity], num_slices=recipe.budget.num_slices)
+    budget = attempt(lambda: slice_budget(width, mlp_sparsity=sparsity, num_slices=num_slices))
     choice = attempt(lambda: choose_format(recipe.output.format, dense, dtype, recipe.method, budget))
     attempt(lambda: require_tokenizer(dense.folder.path))
     attempt(lambda: check_paths(paths))

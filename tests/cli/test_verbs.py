@@ -216,7 +216,7 @@ def test_a_preset_alone_is_a_whole_recipe(bench: Bench) -> None:
     arguments = ["convert", bench.source, bench.out, "--preset", "relative-50", "--calibration", bench.text]
     assert run(*arguments, "--set", "calibration.sequence_length=16").exit_code == 0
     recipe = recipe_of(bench.out)
-    assert recipe["budget"] == {"mlp_sparsity": 0.5, "num_slices": 64}
+    assert recipe["budget"] == {"mlp_sparsity": 0.5, "num_slices": "auto"}
     assert recipe["method"]["alpha_relative_to"] == "active"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from expertweaver.bench.ideal import Shape, decode_bytes, distinct_experts, prefill_flops
@@ -39,9 +40,9 @@ class Contestant:
 
 
 def benchmark(
-    model: str,
+    model: str | Path,
     *,
-    against: str | None = None,
+    against: str | Path | None = None,
     engine: str = "transformers",
     engine_python: str | None = None,
     options: BenchOptions = BenchOptions(),  # noqa: B008 - frozen
@@ -65,7 +66,8 @@ def benchmark(
         CheckpointError: A model is missing, unreadable or fails in the engine.
         ArchitectureError: A sparse model of a type that cannot be counted.
     """
-    request = open_request(model, against=against, engine=engine, engine_python=engine_python, options=options)
+    dense = None if against is None else str(against)
+    request = open_request(str(model), against=dense, engine=engine, engine_python=engine_python, options=options)
     before = load_average()
     with start(request, request.dense) as (dense, versions), start(request, request.sparse) as (sparse, _):
         variants: tuple[str | None, ...] = request.implementations or (None,)

@@ -28,7 +28,9 @@ Methods = Annotated[
 Text = Annotated[list[str], typer.Option("--text", help="Text to judge on, as for --calibration; repeatable.")]
 Out = Annotated[Path, typer.Option(help="Folder of cells, tables and figures; a repeated command continues.")]
 Sparsities = Annotated[str, typer.Option("--mlp-sparsity", help="Shares of FFN neurons skipped per token, by commas.")]
-Slices = Annotated[int, typer.Option(help="Equal slices of an FFN; must divide its width.")]
+Slices = Annotated[
+    int | None, typer.Option(help="Equal slices of an FFN; must divide its width.", show_default="near 64")
+]
 Seeds = Annotated[int, typer.Option(help="Runs of each method that draws random numbers.")]
 Fitted = Annotated[
     list[str] | None,
@@ -53,7 +55,7 @@ def compare_command(
     text: Text,
     out: Out,
     mlp_sparsity: Sparsities = "0.25,0.5",
-    num_slices: Slices = 64,
+    num_slices: Slices = None,
     seeds: Seeds = 3,
     calibration: Fitted = None,
     settings: Settings = None,
@@ -78,7 +80,7 @@ def compare_command(
             mlp_sparsities=sparsities,
             text=text,
             out=out,
-            num_slices=num_slices,
+            num_slices="auto" if num_slices is None else num_slices,
             seeds=seeds,
             calibration=calibration or (),
             settings=dict(parse_setting(setting) for setting in settings or []) | trust,

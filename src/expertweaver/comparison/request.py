@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from expertweaver.assets import shipped_calibration
 from expertweaver.calibration.documents import check_paths
@@ -15,7 +15,7 @@ from expertweaver.comparison.folder import check_folder
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import CalibrationError, ExpertWeaverError, Problem, RecipeError
 from expertweaver.evaluation.loading import DTYPES
-from expertweaver.partition.budget import SliceBudget, slice_budget
+from expertweaver.partition.budget import SliceBudget, slice_budget, slice_count
 from expertweaver.planning import few_tokens
 from expertweaver.recipe.loading import SHORTHANDS, make_recipe
 from expertweaver.recipe.schema import Recipe
@@ -35,7 +35,6 @@ class Request:
         dense: The opened source.
         entries: The methods; the first is the reference.
         budgets: Slices of each mlp_sparsity, ascending.
-        num_slices: Slices of an FFN.
         num_seeds: Runs of a method that draws random numbers.
         dtype: What the dense model is loaded as for scoring.
         drop_overlapping: Leave out evaluation documents that share a span with the calibration text.
@@ -46,11 +45,15 @@ class Request:
     dense: DenseModel
     entries: tuple[Entry, ...]
     budgets: Mapping[float, SliceBudget]
-    num_slices: int
     num_seeds: int
     dtype: str
     drop_overlapping: bool
     out: Path
+
+    @property
+    def num_slices(self) -> int:
+        """Slices of an FFN, the same for every budget."""
+        return next(iter(self.budgets.values())).num_slices
 
     @property
     def calibration_paths(self) -> tuple[str, ...]:
@@ -84,7 +87,7 @@ def make_request(
     *,
     methods: str | Sequence[str],
     mlp_sparsities: Sequence[float],
-    num_slices: int,
+    num_slices: int | Literal["auto"],
     seeds: int,
     calibration: Sequence[str],
     text: Sequence[str],
@@ -117,14 +120,16 @@ def make_request(
     if dense is not None:
         attempt(lambda: require_tokenizer(dense.folder.path))
         attempt(lambda: check_folder(Path(out), source=dense.folder.path))
-        found = attempt(lambda: _budgets(dense.dims.intermediate_size, mlp_sparsities, num_slices))
+        width = dense.dims.intermediate_size
+        count = slice_count(width, mlp_sparsities=mlp_sparsities, num_slices=num_slices)
+        found = attempt(lambda: _budgets(width, mlp_sparsities, count))
         budgets = found or {}
     if errors:
         raise type(errors[0])(*(problem for error in errors for problem in error.problems))
     assert entries is not None
     assert recipe is not None
     assert dense is not None
-    return Request(recipe, dense, entries, budgets, num_slices, seeds, dtype, drop_overlapping, Path(out))
+    return Request(recipe, dense, entries, budgets, seeds, dtype, drop_overlapping, Path(out))
 
 
 def _check_counts(mlp_sparsities: Sequence[float], seeds: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from expertweaver.checkpoint.identity import package_versions, source_identity
 from expertweaver.comparison.cells import Bench, Job
@@ -25,7 +25,7 @@ def compare(
     mlp_sparsities: Sequence[float],
     text: Sequence[str],
     out: str | Path,
-    num_slices: int = 64,
+    num_slices: int | Literal["auto"] = "auto",
     seeds: int = 3,
     calibration: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -47,7 +47,7 @@ def compare(
         text: What to judge on: files (.txt, .jsonl, .parquet), folders of such files, or hub data set ids. It must
             share no 13 words in a row with the calibration.
         out: Folder of the cells, tables and figures.
-        num_slices: Equal slices of an FFN.
+        num_slices: Equal slices of an FFN; auto: near 64, of widths that engines' kernels are made for.
         seeds: Runs of each method that draws random numbers.
         calibration: What to fit on; empty for the text that ships.
         settings: Recipe keys of `calibration`, `evaluate` and `source`.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from expertweaver.errors import PartitionError, Problem
 
@@ -17,6 +20,11 @@ GROUPED_BLOCK = 8
 
 FAST_WIDTH = 128
 """Expert width from which CPU kernels come near the speed of a dense FFN; docs/speed.md has the measurements."""
+
+
+WANTED_SLICES = 64
+FEW_SLICES, MANY_SLICES = 16, 256
+"""Fewer slices leave little to choose, more make experts that are too narrow; an automatic count keeps between."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,36 @@ class SliceBudget:
         return 1 - self.active_slices / self.num_slices
 
 
+def slice_count(intermediate_size: int, *, mlp_sparsities: Sequence[float], num_slices: int | Literal["auto"]) -> int:
+    """The count that was asked for, or the one near 64 that suits the FFN and every budget.
+
+    It divides the FFN and leaves a whole number of slices active. Widths in whole blocks of quantised kernels go before
+    widths in whole blocks of grouped kernels, and these before all others; then the nearest to 64 by ratio is taken.
+    Where no count makes every budget whole, it is the divisor nearest to 64, and `slice_budget` says what would work.
+    """
+    if num_slices != "auto":
+        return num_slices
+
+    def is_whole(count: int) -> bool:
+        return all(_is_whole((1 - sparsity) * count) for sparsity in mlp_sparsities)
+
+    counts = [count for count in _divisors(intermediate_size) if is_whole(count)] or _divisors(intermediate_size)
+    usual = [count for count in counts if FEW_SLICES <= count <= MANY_SLICES]
+    for block in (ENGINE_BLOCK, GROUPED_BLOCK):
+        if fitting := [count for count in usual if intermediate_size // count % block == 0]:
+            return _nearest(fitting)
+    return _nearest(usual or counts)
+
+
+def _nearest(counts: Sequence[int]) -> int:
+    return min(counts, key=lambda count: (abs(math.log(count / WANTED_SLICES)), count))
+
+
+def _is_whole(active: float) -> bool:
+    """Whether so many active slices can be."""
+    return abs(active - round(active)) <= 1e-6 and round(active) >= 1
+
+
 def slice_budget(intermediate_size: int, *, mlp_sparsity: float, num_slices: int) -> SliceBudget:
     """Turn the request into whole slices.
 
@@ -57,7 +95,7 @@ def slice_budget(intermediate_size: int, *, mlp_sparsity: float, num_slices: int
         expected = f"a divisor of intermediate_size {intermediate_size}, at least {MIN_ROUTED}"
         problems.append(Problem("budget.num_slices", expected, str(num_slices), f"The nearest that work: {near}."))
     active = (1 - mlp_sparsity) * num_slices
-    if abs(active - round(active)) > 1e-6 or round(active) < 1:
+    if not _is_whole(active):
         candidates = sorted({min(max(int(active) + step, 1), num_slices) for step in (0, 1)}, reverse=True)
         near = " or ".join(f"{1 - k / num_slices:g} ({k} active slices)" for k in candidates)
         expected = f"a whole number of active slices (steps of 1/{num_slices}), at least one"
@@ -69,6 +107,10 @@ def slice_budget(intermediate_size: int, *, mlp_sparsity: float, num_slices: int
 
 
 def _near_divisors(number: int, wanted: int, count: int = 4) -> list[int]:
+    return sorted(sorted(_divisors(number), key=lambda d: (abs(d - wanted), d))[:count])
+
+
+def _divisors(number: int) -> list[int]:
+    """Of which there can be as many slices."""
     divisors = {d for i in range(1, int(number**0.5) + 1) if number % i == 0 for d in (i, number // i)}
-    usable = sorted((d for d in divisors if d >= MIN_ROUTED), key=lambda d: (abs(d - wanted), d))
-    return sorted(usable[:count])
+    return [d for d in divisors if d >= MIN_ROUTED]

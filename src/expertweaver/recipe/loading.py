@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,7 +72,7 @@ def validate_recipe(values: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         problems = [problem for entry in error.errors() for problem in _translate(entry, values)]
-        raise RecipeError(*problems) from None
+        raise RecipeError(*_joined(problems)) from None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -121,7 +122,7 @@ def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
     cause = entry.get("ctx", {}).get("error")
     if isinstance(cause, ExpertWeaverError):
         return cause.problems
-    location = [str(part) for part in entry["loc"]]
+    location = _place(entry["loc"], values)
     where = ".".join(location) or "recipe"
     if entry["type"] == "extra_forbidden":
         known = _fields_beside(location, values)
@@ -132,6 +133,27 @@ def _translate(entry: Any, values: Mapping[str, Any]) -> tuple[Problem, ...]:
     return (
         Problem(where, expected, shortened(repr(entry["input"])), "Correct the value; docs/recipe.md lists the keys."),
     )
+
+
+def _place(location: Sequence[str | int], values: Any) -> list[str]:
+    """The key that an error is about; below a value that is no section come the forms that it was tried as."""
+    place = []
+    for part in location:
+        if place and not isinstance(values, Mapping | list | tuple):
+            break
+        place.append(str(part))
+        values = values.get(part) if isinstance(values, Mapping) else values
+    return place
+
+
+def _joined(problems: Sequence[Problem]) -> list[Problem]:
+    """One problem for a value that fits none of several forms, such as a number or a word."""
+    joined: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        key = (problem.where, problem.found)
+        expected = f"{joined[key].expected} or {problem.expected}" if key in joined else problem.expected
+        joined[key] = replace(problem, expected=expected)
+    return list(joined.values())
 
 
 def _fields_beside(location: list[str], values: Mapping[str, Any]) -> list[str]:

@@ -142,7 +142,10 @@ class BudgetSection(Section):
     """How much of the FFN runs per token, and in which portions."""
 
     mlp_sparsity: float = Field(default=0.25, ge=0, lt=1, description="Share of FFN neurons not run per token.")
-    num_slices: int = Field(default=64, ge=2, description="Equal slices an FFN is divided into; it must divide F.")
+    num_slices: Annotated[int, Field(ge=2)] | Literal["auto"] = Field(
+        default="auto",
+        description="Equal slices an FFN is divided into; auto: near 64, of widths that engines' kernels are made for.",
+    )
 
 
 DEFAULT_METHOD = "weave"

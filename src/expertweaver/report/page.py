@@ -19,23 +19,24 @@ from expertweaver.report.embed import inline_json
 from expertweaver.report.markup import Html, html, join, tag
 
 
-def write_report(path: Path, report: Report) -> Path:
+def write_report(path: str | Path, report: Report) -> Path:
     """Write a report as one HTML file that needs nothing else, no network included.
 
     Args:
-        path: The file to write, a `Path`; an existing one is replaced, and its folder is made.
-        report: What it shows; see `expertweaver.report.contents.Report`.
+        path: The file to write; an existing one is replaced, and its folder is made.
+        report: What it shows.
 
     Returns:
-        `path`.
+        The file.
 
     Raises:
         CheckpointError: A manifest lacks a required key; lists all of them.
     """
     text = render_page(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8", newline="\n")
+    return file
 
 
 def render_page(report: Report) -> str:

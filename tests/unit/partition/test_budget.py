@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expertweaver.errors import PartitionError
-from expertweaver.partition.budget import SliceBudget, slice_budget
+from expertweaver.partition.budget import ENGINE_BLOCK, SliceBudget, slice_budget, slice_count
 
 
 def test_quarter_of_64_slices() -> None:
@@ -48,3 +48,41 @@ def test_both_problems_are_told_at_once() -> None:
 def test_no_active_slice_is_refused() -> None:
     with pytest.raises(PartitionError, match="at least one"):
         slice_budget(64, mlp_sparsity=0.99999999, num_slices=4)
+
+
+@pytest.mark.parametrize(
+    ("intermediate_size", "sparsities", "expected"),
+    [
+        (4864, [0.25], 76),  # Qwen2.5-0.5B: 64 neurons wide; 64 slices would be 76 wide
+        (4864, [0.125], 152),
+        (8960, [0.25], 56),  # Qwen2.5-1.5B: 70 slices of 128 have no whole quarter
+        (18944, [0.25, 0.5], 148),  # Qwen2.5-7B
+        (11008, [0.25], 172),  # Llama-2-7B
+        (14336, [0.25], 64),  # Llama-3-8B: 224 wide
+        (1024, [0.25], 32),  # the shipped model
+        (352, [0.25, 0.5], 44),  # no width of whole blocks of 32: blocks of 8
+        (172, [0.25], 172),  # no blocks at all
+        (64, [0.25], 64),
+        (4864, [], 76),
+    ],
+)
+def test_an_automatic_count_is_near_64_and_suits_engines_and_budgets(
+    intermediate_size: int, sparsities: list[float], expected: int
+) -> None:
+    assert slice_count(intermediate_size, mlp_sparsities=sparsities, num_slices="auto") == expected
+
+
+@given(blocks=st.integers(16, 600), sparsity=st.sampled_from([0.125, 0.25, 0.5, 0.75]))
+def test_an_automatic_count_makes_the_budget_whole_wherever_one_does(blocks: int, sparsity: float) -> None:
+    count = slice_count(blocks * ENGINE_BLOCK, mlp_sparsities=[sparsity], num_slices="auto")
+    assert slice_budget(blocks * ENGINE_BLOCK, mlp_sparsity=sparsity, num_slices=count).num_slices == count
+
+
+def test_an_impossible_budget_is_refused_with_values_that_work() -> None:
+    count = slice_count(4864, mlp_sparsities=[0.3], num_slices="auto")
+    with pytest.raises(PartitionError, match=r"steps of 1/76.*The nearest that work: 0"):
+        slice_budget(4864, mlp_sparsity=0.3, num_slices=count)
+
+
+def test_a_given_count_is_kept() -> None:
+    assert slice_count(4864, mlp_sparsities=[0.25], num_slices=64) == 64

@@ -189,3 +189,19 @@ def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "none.yaml", tmp_path, tmp_path / "latin.yaml"):
         with pytest.raises(RecipeError, match="a readable recipe file"):
             read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "expected"),
+    [
+        ({"num_slices": 1}, "budget.num_slices", "greater than or equal to 2 or 'auto'"),
+        ({"method": "weave", "method.shared_share": 2}, "method.shared_share", "less than or equal to 1 or 'auto'"),
+        ({"method": "weave", "method.cluster_tokens": 3}, "method.cluster_tokens", "or equal to 256 or 'auto'"),
+    ],
+)
+def test_a_value_that_fits_none_of_its_forms_is_one_problem(settings: dict[str, Any], where: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        make_recipe("model", settings=settings)
+    [problem] = raised.value.problems
+    assert problem.where == where
+    assert expected in problem.expected
