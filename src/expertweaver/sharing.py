@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from expertweaver.calibration.capture import row_batches
-from expertweaver.calibration.samples import CalibrationSet
+from expertweaver.calibration.samples import CalibrationSet, row_batches
 from expertweaver.checkpoint.folder import OutputFolder, Workplace, differences, helper_folder
 from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
 from expertweaver.distributed import Group

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches, shared_rows
-from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.calibration.capture import embed_all, hidden_buffer, shared_rows
+from expertweaver.calibration.samples import PADDING, CalibrationSet, row_batches
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.dense.stock import scaled
