@@ -198,10 +198,9 @@ class Streams:
         """
         for rows in row_batches(self.sample_ids):
             tokens = self.valid[rows]
-            part = self.converted[rows]
+            part = self.converted[rows]  # a view: what is written to it is in the stream
             output = ffn(self.inputs[rows][tokens].float().to(self.runner.device)).to(part.dtype)
             part[tokens] = self.runner.add_ffn(self.module, part[tokens], output)
-            self.converted[rows] = part
 
     def _dense_ffn(self, rows: slice, weights: GLUWeights, x: Tensor) -> Tensor:
         output = dense_ffn(x, weights, self.act)
