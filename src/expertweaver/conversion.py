@@ -15,7 +15,7 @@ import yaml
 
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.documents import read_documents
-from expertweaver.calibration.samples import CalibrationSet, build_calibration_set
+from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
@@ -173,23 +173,15 @@ def calibration_set(todo: Plan) -> CalibrationSet:
     Raises:
         CalibrationError: Text that is unreadable, too short, or does not fit the model's vocabulary.
     """
-    section = todo.recipe.calibration
     tokenizer = load_tokenizer(todo.dense.folder.path, trust_remote_code=todo.recipe.source.trust_remote_code)
-    documents = read_documents(todo.calibration_paths, render_messages=message_renderer(tokenizer))
-    return build_calibration_set(
-        documents,
-        lambda text: tokenizer(text, verbose=False)["input_ids"],
-        num_samples=section.num_samples,
-        sequence_length=todo.sequence_length,
-        vocab_size=todo.dense.dims.vocab_size,
-        seed=section.seed,
-    )
+    documents = read_documents(todo.calibration.paths, render_messages=message_renderer(tokenizer))
+    return todo.calibration.build(documents, tokenizer)
 
 
 def _short_text(todo: Plan, calibration: CalibrationSet) -> list[str]:
     """Tell that the text holds too few tokens for the repair, where the request alone did not show it."""
     width = todo.dense.dims.intermediate_size
-    if not todo.recipe.method.repair or few_tokens(todo.calibration_tokens, width):
+    if not todo.recipe.method.repair or few_tokens(todo.calibration.max_tokens, width):
         return []
     return few_tokens(calibration.num_tokens, width)
 
