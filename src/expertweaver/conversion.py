@@ -15,7 +15,7 @@ import yaml
 
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.documents import read_documents
-from expertweaver.calibration.samples import CalibrationSet, build_calibration_set
+from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder
 from expertweaver.calibration.tokenizer import load_tokenizer, message_renderer
 from expertweaver.checkpoint.card import model_card
@@ -25,6 +25,7 @@ from expertweaver.checkpoint.manifest import RECORD_FOLDER, build_manifest, file
 from expertweaver.checkpoint.shards import write_shard
 from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.checkpoint.writer import LayerWriter
+from expertweaver.dense.reader import TensorReader
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
 from expertweaver.machine import available_memory, compute_device
@@ -179,25 +180,17 @@ def calibration_set(todo: Plan) -> CalibrationSet:
     Raises:
         CalibrationError: Text that is unreadable, too short, or does not fit the model's vocabulary.
     """
-    section = todo.recipe.calibration
     tokenizer = load_tokenizer(todo.dense.folder.path, trust_remote_code=todo.recipe.source.trust_remote_code)
-    documents = read_documents(todo.calibration_paths, render_messages=message_renderer(tokenizer))
-    return build_calibration_set(
-        documents,
-        lambda text: tokenizer(text, verbose=False)["input_ids"],
-        num_samples=section.num_samples,
-        sequence_length=todo.sequence_length,
-        vocab_size=todo.dense.dims.vocab_size,
-        seed=section.seed,
-    )
+    documents = read_documents(todo.calibration.paths, render_messages=message_renderer(tokenizer))
+    return todo.calibration.build(documents, tokenizer)
 
 
 def _short_text(todo: Plan, calibration: CalibrationSet) -> list[str]:
     """Tell that the text holds too few tokens for the repair, where the request alone did not show it."""
-    if not todo.recipe.method.repair:
+    width = todo.dense.dims.intermediate_size
+    if not todo.recipe.method.repair or few_tokens(todo.calibration.max_tokens, width):
         return []
-    found = few_tokens(calibration.num_tokens, todo.dense.dims.intermediate_size)
-    return found if not any("calibration tokens are" in warning for warning in todo.warnings) else []
+    return few_tokens(calibration.num_tokens, width)
 
 
 class _Clock:
@@ -291,16 +284,10 @@ def _write_sidecars(
     write_shard(record / "partition.safetensors", owners)
     num_params = sum(
         info.num_elements
-        for name, info in _written_tensors(folder).items()
+        for name, info in TensorReader.open(folder).tensors.items()
         if not name.endswith("e_score_correction_bias")
     )
     return build_manifest(todo, calibration, layout, finished.records, warnings, num_params)
-
-
-def _written_tensors(folder: Path) -> dict[str, Any]:
-    from expertweaver.dense.reader import TensorReader
-
-    return TensorReader.open(folder).tensors
 
 
 def _verify(

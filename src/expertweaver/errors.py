@@ -7,9 +7,11 @@ working. Exit codes of the command line: 0 ok, 2 recipe or usage, 3 input unusab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,26 @@ class VerificationError(ExpertWeaverError, RuntimeError):
     """The converted checkpoint does not compute what it must; nothing was published."""
 
     exit_code = 4
+
+
+class Attempts:
+    """Runs checks and keeps what they find wrong, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[ExpertWeaverError] = []
+
+    def __call__(self, check: Callable[[], T]) -> T | None:
+        """What the check gives; None where it fails."""
+        try:
+            return check()
+        except ExpertWeaverError as error:
+            self.errors.append(error)
+            return None
+
+    def finish(self) -> None:
+        """Raise every problem found, as an error of the kind of the first."""
+        if self.errors:
+            raise type(self.errors[0])(*(problem for error in self.errors for problem in error.problems))
 
 
 def shortened(text: str, limit: int = 500) -> str:

@@ -117,7 +117,7 @@ class Needs:
         return sum(_size(self.dense.shape(name)) for name in self.dense.names(0))
 
     def _batch_bytes(self) -> int:
-        from expertweaver.calibration.capture import BATCH_TOKENS
+        from expertweaver.calibration.samples import BATCH_TOKENS
 
         dims = self.dense.dims
         return BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
@@ -134,7 +134,8 @@ class Needs:
         """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""
         if not self.recipe.method.needs_gradients:
             return 0
-        from expertweaver.calibration.gradients import BATCH_TOKENS, HEAD_TOKENS
+        from expertweaver.calibration.gradients import HEAD_TOKENS
+        from expertweaver.calibration.samples import BATCH_TOKENS
 
         dims = self.dense.dims
         taken = min(self.num_tokens, self.recipe.method.gradient_tokens)

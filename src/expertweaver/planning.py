@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from expertweaver.assets import shipped_calibration
 from expertweaver.calibration.documents import check_paths
+from expertweaver.calibration.request import CalibrationRequest
 from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.checkpoint.folder import check_space, check_target
 from expertweaver.choosing import Choice, choose_format
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.errors import ExpertWeaverError, listed
+from expertweaver.errors import Attempts, listed
 from expertweaver.estimate import Needs, measured_speed
 from expertweaver.machine import compute_device
 from expertweaver.modeling.values import Need
@@ -30,7 +30,6 @@ from expertweaver.recipe.schema import Recipe
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 TOKENS_PER_NEURON = 8
 """Calibration tokens a neuron that the least-squares repair wants."""
 
@@ -50,9 +49,6 @@ class Plan:
         budget: Slices.
         format: Target architecture by name, also where the recipe left the choice to us.
         dtype: Type of the written weights, by name.
-        calibration_paths: Where the calibration text comes from.
-        calibration_tokens: Tokens at most.
-        sequence_length: Tokens a sample has at most, after the model's own limit.
         max_num_params: Parameters of the result at most (the router's size depends on the shared share).
         max_num_active_params: Parameters used per token at most.
         output_bytes: Size of the weights on disk, at most; RECORD_BYTES come on top.
@@ -67,9 +63,6 @@ class Plan:
     budget: SliceBudget
     format: str
     dtype: str
-    calibration_paths: tuple[str, ...]
-    calibration_tokens: int
-    sequence_length: int
     max_num_params: int
     max_num_active_params: int
     output_bytes: int
@@ -77,6 +70,11 @@ class Plan:
     scratch_bytes: int
     seconds: Mapping[str, float] | None
     warnings: tuple[str, ...]
+
+    @property
+    def calibration(self) -> CalibrationRequest:
+        """The calibration text that was asked for."""
+        return CalibrationRequest(self.recipe.calibration, self.dense)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -110,9 +108,9 @@ class Plan:
             "dense_num_params": self.dense.num_params,
             "max_num_params": self.max_num_params,
             "max_num_active_params": self.max_num_active_params,
-            "calibration_paths": list(self.calibration_paths),
-            "max_calibration_tokens": self.calibration_tokens,
-            "sequence_length": self.sequence_length,
+            "calibration_paths": list(self.calibration.paths),
+            "max_calibration_tokens": self.calibration.max_tokens,
+            "sequence_length": self.calibration.sequence_length,
             "output_bytes": self.output_bytes,
             "record_bytes": RECORD_BYTES,
             "memory_bytes": self.memory_bytes,
@@ -146,27 +144,22 @@ def plan(
     dense = open_dense(recipe.source.model)
     dims = dense.dims
     dtype = STORED_DTYPES[dense.dtype] if recipe.output.dtype == "auto" else recipe.output.dtype
-    paths = recipe.calibration.paths or (str(shipped_calibration()),)
+    calibration = CalibrationRequest(recipe.calibration, dense)
     target = None if out is None else Path(out)
-    budget, choice = _run_checks(recipe, dense, dtype, paths, target, overwrite=overwrite, device=device)
-    length = min(recipe.calibration.sequence_length, dense.sequence_limit[1])
-    tokens = recipe.calibration.num_samples * length
+    budget, choice = _run_checks(recipe, dense, dtype, calibration.paths, target, overwrite=overwrite, device=device)
     total, active = _params(dense, budget)
     output_bytes = total * (4 if dtype == "float32" else 2) + 4 * dims.num_hidden_layers * budget.num_slices
-    needs = Needs(dense, recipe, budget, tokens)
+    needs = Needs(dense, recipe, budget, calibration.max_tokens)
     if target is not None:
         check_space(target, output_bytes + RECORD_BYTES + needs.scratch_bytes())
     seconds = needs.seconds(measured_speed(recipe.calibration.compute_dtype)) if estimate_time else None
-    warnings = (*choice.notes, *_warnings(recipe, dense, budget, length, dtype))
+    warnings = (*choice.notes, *_warnings(recipe, dense, budget, calibration, dtype))
     return Plan(
         recipe=recipe,
         dense=dense,
         budget=budget,
         format=choice.name,
         dtype=dtype,
-        calibration_paths=paths,
-        calibration_tokens=tokens,
-        sequence_length=length,
         max_num_params=total,
         max_num_active_params=active,
         output_bytes=output_bytes,
@@ -188,15 +181,7 @@ def _run_checks(
     device: str,
 ) -> tuple[SliceBudget, Choice]:
     """Run every check of the request and raise all problems together."""
-    errors: list[ExpertWeaverError] = []
-
-    def attempt(check: Callable[[], T]) -> T | None:
-        try:
-            return check()
-        except ExpertWeaverError as error:
-            errors.append(error)
-            return None
-
+    attempt = Attempts()
     width, sparsity = dense.dims.intermediate_size, recipe.budget.mlp_sparsity
     num_slices = slice_count(width, mlp_sparsities=[sparsity], num_slices=recipe.budget.num_slices)
     budget = attempt(lambda: slice_budget(width, mlp_sparsity=sparsity, num_slices=num_slices))
@@ -207,8 +192,7 @@ def _run_checks(
     attempt(lambda: compute_device(device))
     if out is not None:
         attempt(lambda: check_target(out, overwrite=overwrite, source=dense.folder.path))
-    if errors:
-        raise type(errors[0])(*(problem for error in errors for problem in error.problems))
+    attempt.finish()
     assert budget is not None
     assert choice is not None
     return budget, choice
@@ -224,15 +208,14 @@ def _params(dense: DenseModel, budget: SliceBudget) -> tuple[int, int]:
     return total, total - dims.num_hidden_layers * skipped
 
 
-def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: int, dtype: str) -> list[str]:
+def _warnings(
+    recipe: Recipe, dense: DenseModel, budget: SliceBudget, calibration: CalibrationRequest, dtype: str
+) -> list[str]:
     warnings = []
     wider = [name for name, info in dense.reader.tensors.items() if info.dtype == "F32" and dtype != "float32"]
     if wider:
         warnings.append(f"{len(wider)} float32 tensors of the source are rounded to {dtype}: {listed(wider, 3)}")
-    if not recipe.calibration.paths:
-        warnings.append("no calibration text given: using the small English text that ships with expertweaver")
-    if length < recipe.calibration.sequence_length:
-        warnings.append(f"sequence_length lowered to the model's {dense.sequence_limit[0]} {length}")
+    warnings += calibration.notes()
     if budget.slice_width % ENGINE_BLOCK:
         warnings.append(
             f"experts are {budget.slice_width} neurons wide; engines quantise in blocks of {ENGINE_BLOCK}"
@@ -248,7 +231,7 @@ def _warnings(recipe: Recipe, dense: DenseModel, budget: SliceBudget, length: in
             "experts overlap: a neuron is stored once for each that has it, which num_params here leaves out"
         )
     if recipe.method.repair:
-        warnings += few_tokens(recipe.calibration.num_samples * length, dense.dims.intermediate_size)
+        warnings += few_tokens(calibration.max_tokens, dense.dims.intermediate_size)
     return warnings
 
 

@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from expertweaver.calibration.capture import row_batches
-from expertweaver.calibration.samples import CalibrationSet
+from expertweaver.calibration.samples import CalibrationSet, row_batches
 from expertweaver.checkpoint.folder import OutputFolder, Workplace, differences, helper_folder
 from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
 from expertweaver.distributed import Group
@@ -17,12 +16,7 @@ from expertweaver.planning import Plan
 
 def require_same_request(todo: Plan, group: Group) -> None:
     """Processes of one group must compute the same, of the same model."""
-    mine = {
-        "recipe": todo.recipe.to_values(),
-        "source": todo.dense.reader.fingerprint,
-        "versions": package_versions(),
-        "code": code_fingerprint(),
-    }
+    mine = _request(todo)
     problems = [
         Problem(f"process {group.rank}: {key}", f"{theirs!r}, as process 0 has", f"{own!r}", "Start all alike.")
         for key, theirs, own in differences(group.lead(lambda: mine), mine)
@@ -50,12 +44,16 @@ def workplace(
     return OutputFolder(out, _identity(todo, calibration), overwrite=overwrite, source=source)
 
 
-def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
-    """What makes a repeated request the same."""
+def _request(todo: Plan) -> dict[str, Any]:
+    """What processes share, though each may have a copy of the source that was written at another time."""
     return {
         "recipe": todo.recipe.to_values(),
-        **source_identity(todo.dense),
-        "calibration": calibration.fingerprint,
+        "source": todo.dense.reader.fingerprint,
         "versions": package_versions(),
         "code": code_fingerprint(),
     }
+
+
+def _identity(todo: Plan, calibration: CalibrationSet) -> dict[str, Any]:
+    """What makes a repeated request the same: also the source's files and the calibration tokens."""
+    return _request(todo) | source_identity(todo.dense) | {"calibration": calibration.fingerprint}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.commands import Bench, Case, Complaint, check_refused, run
+from support.commands import Bench, Case, Complaint, bad_request, check_refused, run
+from support.spoils import bad_recipe
 
 KEYS = "docs/recipe.md"
 SPARSITY = "budget.mlp_sparsity"
@@ -15,35 +16,25 @@ SLICES = "budget.num_slices"
 
 def bad_value(key: str, value: str, expected: str, found: str, fix: str = KEYS) -> Case:
     """One `--set` that is wrong."""
-    return Case(
-        f"{key}={value}", Complaint(key, expected, found, fix), arguments=("--set", f"{key}={value}"),
-        error="RecipeError", exit_code=2,
-    )  # fmt: skip
+    text = f"{key}={value}"
+    return bad_request(text, Complaint(key, expected, found, fix), "--set", text)
 
 
 def unknown(flag: str, value: str, where: str, suggestion: str) -> Case:
     words = Complaint(where, "one of", f"'{value}'", f"Did you mean '{suggestion}'?")
-    return Case(f"{flag} {value}", words, arguments=(flag, value), error="RecipeError", exit_code=2)
+    return bad_request(f"{flag} {value}", words, flag, value)
 
 
 def bad_setting(text: str, where: str, expected: str, found: str, fix: str) -> Case:
-    words = Complaint(where, expected, found, fix)
-    return Case(f"--set {text}", words, arguments=("--set", text), error="RecipeError", exit_code=2)
+    return bad_request(f"--set {text}", Complaint(where, expected, found, fix), "--set", text)
 
 
 def bad_budget(name: str, complaints: Complaint | tuple[Complaint, ...], *arguments: str) -> Case:
     return Case(name, complaints, arguments=arguments, error="PartitionError", exit_code=2)
 
 
-def bad_file(name: str, text: str, expected: str, found: str, fix: str = KEYS) -> Case:
-    """A recipe file with this text."""
-
-    def spoil(bench: Bench) -> Any:
-        return (bench.folder / "recipe.yaml").write_text(text, encoding="utf-8")
-
-    words = Complaint("recipe.yaml", expected, found, fix)
-    arguments = ("--recipe", "BENCH/recipe.yaml")
-    return Case(name, words, spoil, arguments, error="RecipeError", exit_code=2)
+def bad_file(name: str, text: str, expected: str, found: str) -> Case:
+    return bad_recipe(name, text, Complaint("recipe.yaml", expected, found, KEYS))
 
 
 BUDGETS = (
@@ -93,12 +84,10 @@ VALUES = (
     bad_setting("method.tau=-1", "method", "tau positive or 'auto'", "'tau': -1", KEYS),
     bad_setting("method.alpha_min=0.9", "method", "at most alpha_max 0.7", "'alpha_min': 0.9", KEYS),
     bad_setting("method.tau=.nan", "method.tau", "a finite number or 'auto'", "nan", KEYS),
-    Case(
+    bad_request(
         "an option of another method",
         Complaint("method.tau", "a known key", "'tau'", "Known: name, num_shared_slices, repair, seed"),
-        arguments=("--method", "random", "--set", "method.tau=0.5"),
-        error="RecipeError",
-        exit_code=2,
+        *("--method", "random", "--set", "method.tau=0.5"),
     ),
 )
 
@@ -108,12 +97,10 @@ FILES = (
     bad_file("YAML that is a list", "- a", "a mapping of sections", "list"),
     bad_file("YAML that runs code", "a: !!python/object/apply:os.getcwd []", "valid YAML", "could not determine"),
     bad_file("YAML too deep", "[" * 500, "valid YAML", "recursion"),
-    Case(
+    bad_request(
         "missing recipe file",
         Complaint("none.yaml", "a readable recipe file", "No such file", "Check the path"),
-        arguments=("--recipe", "BENCH/none.yaml"),
-        error="RecipeError",
-        exit_code=2,
+        *("--recipe", "BENCH/none.yaml"),
     ),
 )
 
@@ -144,7 +131,7 @@ BEYOND = (
 )
 
 SEVERAL = (
-    Case(
+    bad_request(
         "several wrong values",
         (
             Complaint("calibration.num_samples", "greater than or equal to 2", "0", KEYS),
@@ -152,12 +139,8 @@ SEVERAL = (
             Complaint(SPARSITY, "less than 1", "2.0", KEYS),
             Complaint(SLICES, "a valid integer", "'abc'", KEYS),
         ),
-        arguments=(
-            *("--mlp-sparsity", "2", "--set", "budget.num_slices=abc"),
-            *("--set", "method.tauu=1", "--set", "calibration.num_samples=0"),
-        ),
-        error="RecipeError",
-        exit_code=2,
+        *("--mlp-sparsity", "2", "--set", "budget.num_slices=abc"),
+        *("--set", "method.tauu=1", "--set", "calibration.num_samples=0"),
     ),
     bad_budget(
         "several things that do not fit",

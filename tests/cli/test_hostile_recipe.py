@@ -11,8 +11,8 @@ import test_bad_text
 import test_hostile_config
 import test_hostile_text
 import test_hostile_weights
-from support.commands import Bench, Case, Complaint, check_refused
-from support.spoils import bench_file
+from support.commands import Bench, Case, Complaint, bad_request, check_refused
+from support.spoils import bad_recipe
 
 KEYS = "docs/recipe.md"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -23,9 +23,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def bad_file(
     name: str, text: str | bytes, expected: str, found: str, where: str = "recipe.yaml", fix: str = ""
 ) -> Case:
-    arguments = ("--recipe", "BENCH/recipe.yaml")
-    words = Complaint(where, expected, found, fix)
-    return Case(f"file: {name}", words, bench_file("recipe.yaml", text), arguments, error="RecipeError", exit_code=2)
+    return bad_recipe(f"file: {name}", text, Complaint(where, expected, found, fix))
 
 
 def bad_yaml(name: str, text: str | bytes, found: str) -> Case:
@@ -37,8 +35,7 @@ def bad_key(name: str, text: str, where: str, expected: str, found: str) -> Case
 
 
 def bad_setting(name: str, text: str, where: str, expected: str, found: str, fix: str) -> Case:
-    words = Complaint(where, expected, found, fix)
-    return Case(f"--set: {name}", words, arguments=("--set", text), error="RecipeError", exit_code=2)
+    return bad_request(f"--set: {name}", Complaint(where, expected, found, fix), "--set", text)
 
 
 FILES = (
@@ -60,12 +57,10 @@ FILES = (
     bad_file("a page of HTML", "<html></html>", "a mapping of sections", "str"),
     bad_file("Latin-1", "# caf\xe9".encode("latin-1"), "a readable recipe file", "0xe9"),
     bad_file("two megabytes", b"# " + b"x" * (2 << 20), "a recipe of at most 1,048,576 bytes", "a longer file"),
-    Case(
+    bad_request(
         "file: a device without an end",
         Complaint("/dev/zero", "a recipe of at most", "a longer file", "docs/recipe.md"),
-        arguments=("--recipe", "/dev/zero"),
-        error="RecipeError",
-        exit_code=2,
+        *("--recipe", "/dev/zero"),
     ),
     bad_key("a number for a key", "1: 2\n", "1", "Keys should be strings", "1"),
     bad_key("null for a key", "~: 2\n", "None", "Keys should be strings", "None"),

@@ -111,6 +111,16 @@ class Case:
     planned: bool = True
 
 
+def bad_request(
+    name: str,
+    complaints: Complaint | tuple[Complaint, ...],
+    *arguments: str,
+    spoil: Callable[[Bench], Any] = lambda bench: None,
+) -> Case:
+    """A request that is wrong in itself, whatever the model and the text are."""
+    return Case(name, complaints, spoil, arguments, error="RecipeError", exit_code=2)
+
+
 def check_refused(case: Case, bench: Bench) -> None:
     """Run a case without an output, with one that it may replace, and as a plan; nothing may be left or changed."""
     case.spoil(bench)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from support.commands import Bench
+from support.commands import Bench, Case, Complaint, bad_request
 from support.models import INDEX, WEIGHTS, edit_config, edit_index, edit_json, edit_tensors, split_shards
 from torch import Tensor
 
@@ -84,6 +84,11 @@ def source_file(name: str, content: str | bytes) -> Spoil:
 def bench_file(name: str, content: str | bytes) -> Spoil:
     """Write a file beside the model folder."""
     return lambda bench: (bench.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def bad_recipe(name: str, content: str | bytes, words: Complaint) -> Case:
+    """A request whose recipe file has this content."""
+    return bad_request(name, words, "--recipe", "BENCH/recipe.yaml", spoil=bench_file("recipe.yaml", content))
 
 
 def instead(name: str, make: Callable[[Path], Any]) -> Spoil:

@@ -15,7 +15,7 @@ from support.families import save_variant
 from support.processes import command, run_together
 from torch import Tensor
 
-from expertweaver.calibration import capture
+from expertweaver.calibration import samples
 from expertweaver.calibration.traffic import LayerTraffic, Streams
 from expertweaver.checkpoint.folder import SCRATCH
 from expertweaver.distributed import ALONE, Group, joined
@@ -32,7 +32,7 @@ QUICK = ("--method", "weave", "--set", "method.router_steps=5", "--set", "method
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A tiny model and text; batches of few tokens, so that there are several to share."""
-    monkeypatch.setattr(capture, "BATCH_TOKENS", 32)
+    monkeypatch.setattr(samples, "BATCH_TOKENS", 32)
     return Bench(make_template(tmp_path))
 
 
@@ -166,7 +166,7 @@ def test_more_processes_than_batches_write_the_same_bytes_by_statistics(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums of a sample lie in one process; two batches for three processes leave one idle."""
-    monkeypatch.setattr(capture, "BATCH_TOKENS", 128)
+    monkeypatch.setattr(samples, "BATCH_TOKENS", 128)
     assert run(*bench.arguments()).exit_code == 0
     alone = bench.out.rename(bench.folder / "alone")
     assert run_together(command, bench.folder, *bench.arguments(), size=3) == [0, 0, 0]

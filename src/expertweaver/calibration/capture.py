@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from expertweaver.calibration.gradients import layer_gradients
-from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.calibration.samples import PADDING, CalibrationSet, row_batches
 from expertweaver.calibration.statistics import StatisticsAccumulator, StatisticsFolder, TokenBatch
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.distributed import ALONE, Group
 from expertweaver.modeling.reference import activation, dense_ffn, neuron_activations
 from expertweaver.modeling.values import GLUWeights
-
-BATCH_TOKENS = 2048
-"""Fixed, so that the same recipe computes the same bytes whatever the machine's memory."""
 
 IN_MEMORY_BYTES = 2 << 30
 """Hidden states above this size live in a file."""
@@ -119,13 +116,6 @@ def _reserve(file: Path, size: int) -> None:
     with file.open("wb") as stream:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(stream.fileno(), 0, size)
-
-
-def row_batches(rows: Tensor) -> Iterator[slice]:
-    """Slices of packed rows [R, T] of about BATCH_TOKENS tokens."""
-    num_rows, length = rows.shape
-    step = max(1, BATCH_TOKENS // length)
-    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
 def shared_rows(rows: Tensor, group: Group) -> slice:

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.calibration.samples import PADDING, CalibrationSet, row_batches
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import LayerRunner
 from expertweaver.errors import CalibrationError, Problem
 from expertweaver.modeling.reference import Activation, activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights
-
-BATCH_TOKENS = 2048
-"""Tokens of a layer that have a graph at a time; fixed, so that the same request computes the same bytes."""
 
 HEAD_TOKENS = 256
 """Tokens that have logits at a time: a vocabulary is wide."""
@@ -90,12 +87,6 @@ def next_tokens(token_ids: Tensor, sample_ids: Tensor) -> Tensor:
     return following
 
 
-def _batches(sample_ids: Tensor) -> tuple[Tensor, ...]:
-    """Row ids in batches of about BATCH_TOKENS tokens."""
-    num_rows, length = sample_ids.shape
-    return torch.arange(num_rows).split(max(1, BATCH_TOKENS // length))
-
-
 def _layer_inputs(runner: LayerRunner, token_ids: Tensor, sample_ids: Tensor) -> list[Tensor]:
     """Hidden states [R, T, H] entering each layer, and those leaving the last."""
     states = [runner.embedder()(token_ids)]
@@ -104,7 +95,7 @@ def _layer_inputs(runner: LayerRunner, token_ids: Tensor, sample_ids: Tensor) ->
         weights = runner.dense.read_ffn(layer).to(torch.float32)
         hidden = torch.empty_like(states[-1])
         with runner.layer(layer) as module:
-            for rows in _batches(sample_ids):
+            for rows in row_batches(sample_ids):
                 hidden[rows] = runner.run(
                     module,
                     states[-1][rows],
@@ -177,7 +168,7 @@ def _run_back(
     """Run one layer again, batch by batch; `upstream` [R, T, H] becomes the gradient with respect to its input."""
     with runner.layer(layer) as module:
         module.requires_grad_(False)
-        for rows in _batches(sample_ids):
+        for rows in row_batches(sample_ids):
             entering = hidden[rows].requires_grad_()
             output = runner.run(module, entering, sample_ids[rows], measured.ffn, with_graph=True)
             upstream[rows] = measured.backward(entering, output, upstream[rows])

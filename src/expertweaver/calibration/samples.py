@@ -17,6 +17,9 @@ MIN_SAMPLE_TOKENS = 8
 
 PADDING = -1
 
+BATCH_TOKENS = 2048
+"""Fixed, so that the same recipe computes the same bytes whatever the machine's memory."""
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
@@ -107,6 +110,13 @@ def build_calibration_set(
     drawn = _draw_evenly(streams, num_samples)
     _check_samples(drawn, sequence_length, vocab_size)
     return _pack(drawn, sequence_length)
+
+
+def row_batches(rows: Tensor) -> Iterator[slice]:
+    """Slices of packed rows [R, T] of about BATCH_TOKENS tokens."""
+    num_rows, length = rows.shape
+    step = max(1, BATCH_TOKENS // length)
+    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
 def _windows(token_ids: list[int], length: int) -> list[list[int]]:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expertweaver.calibration.capture import embed_all, hidden_buffer, row_batches, shared_rows
-from expertweaver.calibration.samples import PADDING, CalibrationSet
+from expertweaver.calibration.capture import embed_all, hidden_buffer, shared_rows
+from expertweaver.calibration.samples import PADDING, CalibrationSet, row_batches
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import CPU, LayerRunner
 from expertweaver.dense.stock import scaled
@@ -198,10 +198,9 @@ class Streams:
         """
         for rows in row_batches(self.sample_ids):
             tokens = self.valid[rows]
-            part = self.converted[rows]
+            part = self.converted[rows]  # a view: what is written to it is in the stream
             output = ffn(self.inputs[rows][tokens].float().to(self.runner.device)).to(part.dtype)
             part[tokens] = self.runner.add_ffn(self.module, part[tokens], output)
-            self.converted[rows] = part
 
     def _dense_ffn(self, rows: slice, weights: GLUWeights, x: Tensor) -> Tensor:
         output = dense_ffn(x, weights, self.act)

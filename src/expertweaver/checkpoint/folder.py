@@ -79,7 +79,7 @@ class OutputFolder:
                 self.lock.close()
             if isinstance(error, CheckpointError):
                 raise
-            raise _write_error(self.partial, error) from error
+            raise write_error(self.partial, error) from error
         return self
 
     def __exit__(
@@ -95,7 +95,7 @@ class OutputFolder:
             if self.lock is not None:
                 self.lock.close()
         if failure is not None and unusable:
-            raise _write_error(self.partial, failure, is_kept=is_kept) from error
+            raise write_error(self.partial, failure, is_kept=is_kept) from error
 
     def publish(self) -> None:
         """Give the finished folder its name; a folder it replaces is removed only afterwards.
@@ -371,7 +371,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
-def _write_error(where: Path, error: OSError, *, is_kept: bool = False) -> CheckpointError:
+def write_error(where: Path, error: OSError, *, is_kept: bool = False) -> CheckpointError:
+    """What to say of a folder that the system does not let us write; `is_kept`: with finished work in it."""
     found = f"{error.strerror or error}"
     fix = "Free space or change the path."
     if is_kept:

@@ -108,7 +108,8 @@ class Bench:
             try:
                 group.append(self._design(job, f"{number}/{len(jobs)} {job.label}"))
             except ExpertWeaverError as error:
-                self._score(group)
+                if group:
+                    self._score(group)
                 raise _blamed_on(job, error) from error
             size = sum(designed.num_bytes for designed in group)
             if len(group) == MAX_TOGETHER or size + group[-1].num_bytes > room:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from expertweaver.checkpoint.folder import check_apart, check_writable, differences, take_lock, write_text
+from expertweaver.checkpoint.folder import check_apart, check_writable, differences, take_lock, write_error, write_text
 from expertweaver.comparison.results import Cell, cell_from_json
 from expertweaver.errors import CheckpointError, Problem
 from expertweaver.evaluation.scoring import Score
@@ -69,11 +69,11 @@ class ComparisonFolder:
                 self._clear()
             write_text(self.out / JOURNAL, json.dumps(self.identity, indent=2, sort_keys=True) + "\n")
         except OSError as error:
+            if self.lock is not None:
+                self.lock.close()
             if isinstance(error, CheckpointError):
                 raise
-            fix = "Free space or change the path."
-            found = error.strerror or str(error)
-            raise CheckpointError(Problem(str(self.out), "a folder that can be written", found, fix)) from error
+            raise write_error(self.out, error) from error
         return self
 
     def __exit__(

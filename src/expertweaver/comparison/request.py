@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from expertweaver.assets import shipped_calibration
 from expertweaver.calibration.documents import check_paths
+from expertweaver.calibration.request import CalibrationRequest
 from expertweaver.calibration.tokenizer import require_tokenizer
 from expertweaver.comparison.entries import Entry, parse_entries
 from expertweaver.comparison.folder import check_folder
 from expertweaver.dense.model import DenseModel, open_dense
-from expertweaver.errors import CalibrationError, ExpertWeaverError, Problem, RecipeError
+from expertweaver.errors import Attempts, CalibrationError, ExpertWeaverError, Problem, RecipeError
 from expertweaver.evaluation.loading import DTYPES
 from expertweaver.partition.budget import SliceBudget, slice_budget, slice_count
 from expertweaver.planning import few_tokens
@@ -21,7 +21,6 @@ from expertweaver.recipe.loading import SHORTHANDS, make_recipe
 from expertweaver.recipe.schema import Recipe
 from expertweaver.registry import require_known
 
-T = TypeVar("T")
 SETTABLE = ("calibration", "source", "evaluate")
 """Sections of the recipe that `--set` may change: the rest is what is compared."""
 
@@ -56,28 +55,18 @@ class Request:
         return next(iter(self.budgets.values())).num_slices
 
     @property
-    def calibration_paths(self) -> tuple[str, ...]:
-        """Where the calibration text comes from."""
-        return self.recipe.calibration.paths or (str(shipped_calibration()),)
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens that a calibration sample has at most."""
-        return min(self.recipe.calibration.sequence_length, self.dense.sequence_limit[1])
+    def calibration(self) -> CalibrationRequest:
+        """The calibration text that was asked for."""
+        return CalibrationRequest(self.recipe.calibration, self.dense)
 
     def notes(self) -> list[str]:
         """What the user should know before the first number."""
         notes = [
             f"{entry.label} was added: every table carries it as a control" for entry in self.entries if entry.is_added
         ]
-        if not self.recipe.calibration.paths:
-            notes.append("no calibration text given: using the small English text that ships with expertweaver")
-        if self.sequence_length < self.recipe.calibration.sequence_length:
-            name = self.dense.sequence_limit[0]
-            notes.append(f"sequence_length lowered to the model's {name} {self.sequence_length}")
+        notes += self.calibration.notes()
         repaired = [entry.label for entry in self.entries if entry.method.repair]
-        num_tokens = self.recipe.calibration.num_samples * self.sequence_length
-        few = few_tokens(num_tokens, self.dense.dims.intermediate_size) if repaired else []
+        few = few_tokens(self.calibration.max_tokens, self.dense.dims.intermediate_size) if repaired else []
         notes += [f"{', '.join(repaired)}: {text}" for text in few]
         return notes
 
@@ -101,15 +90,7 @@ def make_request(
     Raises:
         ExpertWeaverError: Of the kind of the first problem found.
     """
-    errors: list[ExpertWeaverError] = []
-
-    def attempt(check: Callable[[], T]) -> T | None:
-        try:
-            return check()
-        except ExpertWeaverError as error:
-            errors.append(error)
-            return None
-
+    attempt = Attempts()
     entries = attempt(lambda: parse_entries(methods))
     attempt(lambda: _check_counts(mlp_sparsities, seeds))
     attempt(lambda: require_known("dtype", dtype, DTYPES))
@@ -124,8 +105,7 @@ def make_request(
         count = slice_count(width, mlp_sparsities=mlp_sparsities, num_slices=num_slices)
         found = attempt(lambda: _budgets(width, mlp_sparsities, count))
         budgets = found or {}
-    if errors:
-        raise type(errors[0])(*(problem for error in errors for problem in error.problems))
+    attempt.finish()
     assert entries is not None
     assert recipe is not None
     assert dense is not None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from expertweaver.evaluation.scoring import Score
+
+if TYPE_CHECKING:
+    from expertweaver.comparison.summary import Standing
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,16 @@ class Comparison:
         """The seeds of one method at one budget."""
         return [cell for cell in self.cells if (cell.method, cell.mlp_sparsity) == (method, mlp_sparsity)]
 
-    def to_json(self) -> dict[str, Any]:
-        """The whole result as JSON values, the table and its intervals included."""
+    @cached_property
+    def table(self) -> tuple[Standing, ...]:
+        """Every row of the table; its bootstrap intervals take a while, and every reading of it wants them."""
         from expertweaver.comparison.summary import summarize
 
-        return {**asdict(self), "table": [asdict(standing) for standing in summarize(self)]}
+        return tuple(summarize(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole result as JSON values, the table and its intervals included."""
+        return {**asdict(self), "table": [asdict(standing) for standing in self.table]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Comparison:

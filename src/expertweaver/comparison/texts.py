@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from expertweaver.calibration.documents import Document, read_documents
 from expertweaver.calibration.overlap import SPAN_WORDS, Overlap, find_overlaps
-from expertweaver.calibration.samples import CalibrationSet, build_calibration_set
+from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.tokenizer import message_renderer
 from expertweaver.comparison.request import Request
 from expertweaver.comparison.summary import SUMS
@@ -58,24 +58,13 @@ def read_texts(request: Request) -> Texts:
     section = request.recipe.evaluate
     context = window_length([candidate], section.context)
     render = message_renderer(candidate.tokenizer)
-    fitted = read_documents(request.calibration_paths, render_messages=render)
+    fitted = read_documents(request.calibration.paths, render_messages=render)
     judged = read_documents(section.text, render_messages=render)
     require_free_domains(judged, SUMS)
     kept = _without_overlaps(judged, find_overlaps(judged, fitted), drop=request.drop_overlapping)
     documents = tokenize_documents(kept, [candidate], context=context, max_tokens=section.max_tokens_per_document)
-    return Texts(candidate, _calibration(request, candidate, fitted), documents, context, len(judged) - len(kept))
-
-
-def _calibration(request: Request, candidate: Candidate, documents: Sequence[Document]) -> CalibrationSet:
-    section = request.recipe.calibration
-    return build_calibration_set(
-        documents,
-        lambda text: list(candidate.tokenizer(text, verbose=False)["input_ids"]),
-        num_samples=section.num_samples,
-        sequence_length=request.sequence_length,
-        vocab_size=request.dense.dims.vocab_size,
-        seed=section.seed,
-    )
+    calibration = request.calibration.build(fitted, candidate.tokenizer)
+    return Texts(candidate, calibration, documents, context, len(judged) - len(kept))
 
 
 def _without_overlaps(documents: Sequence[Document], overlaps: Sequence[Overlap], *, drop: bool) -> list[Document]:

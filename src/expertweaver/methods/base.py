@@ -1,6 +1,7 @@
 """What a method is: a module with `Options`, `allocate` and `design`.
 
-`allocate` sees the statistics of all layers and decides how many slices each layer shares at least; `design` then turns
+`allocate` sees the statistics of all layers and decides how many slices each layer shares at least (most methods take
+one of those below: `share_as_asked`, `share_most`, `share_nothing`); `design` then turns
 one layer's evidence and weights into a partition and a router. The evidence is the layer's statistics in the dense
 model, or, for a method whose options say `reads_traffic`, a sample of its tokens in the model converted so far. Both
 are functions from values to values. The repair of down_proj is not a method's business: it follows any design that asks
@@ -170,3 +171,24 @@ class OracleSection(MethodSection):
     def needs(self) -> tuple[Need, ...]:
         """Nothing that is served can know this."""
         return (Need.ORACLE,)
+
+
+def share_as_asked(
+    options: SharingSection, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
+    """The `allocate` of methods that share the same few slices in every layer."""
+    return same_shared(options.num_shared_slices, num_layers, budget)
+
+
+def share_most(
+    options: MethodSection, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
+    """The `allocate` of static pruning: all that the format allows; the last active slices are always chosen."""
+    return [Allocation(budget.max_shared)] * num_layers
+
+
+def share_nothing(
+    options: MethodSection, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
+) -> list[Allocation]:
+    """The `allocate` of methods that decide neuron by neuron what runs, not in whole slices."""
+    return [Allocation(0)] * num_layers

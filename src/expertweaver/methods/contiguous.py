@@ -5,13 +5,11 @@ With all branches on it is the plain slicing of MLPMoE, the identity test of a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import SharingSection, same_shared, sliced_design
+from expertweaver.methods.base import SharingSection, share_as_asked, sliced_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -24,11 +22,7 @@ class Options(SharingSection):
     num_shared_slices: int = Field(default=1, ge=0, description="First slices that are always on.")
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """The same few shared slices in every layer."""
-    return same_shared(options.num_shared_slices, num_layers, budget)
+allocate = share_as_asked
 
 
 def design(

@@ -5,10 +5,8 @@ It knows every activation before it chooses, so it bounds what grouping and rout
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import OracleSection, oracle_design
+from expertweaver.methods.base import OracleSection, oracle_design, share_nothing
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -20,11 +18,7 @@ class Options(OracleSection):
     name: str = "contribution_oracle"
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """Nothing is shared: every token chooses among all neurons."""
-    return [Allocation(0)] * num_layers
+allocate = share_nothing
 
 
 def design(

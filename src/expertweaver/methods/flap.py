@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import PruningSection, pruned_design, remaining_neurons
+from expertweaver.methods.base import PruningSection, pruned_design, remaining_neurons, share_most
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need, Partition, Router
 from expertweaver.partition.allocation import Allocation, kept_over_layers, strongest_neurons
 from expertweaver.partition.budget import SliceBudget
@@ -46,7 +46,7 @@ def allocate(
 ) -> list[Allocation]:
     """Share as much as the format allows, or with a global threshold say how many neurons each layer keeps."""
     if options.scope == "uniform":
-        return [Allocation(budget.max_shared)] * num_layers
+        return share_most(options, statistics, budget, num_layers)
     total = num_layers * budget.active_slices * budget.slice_width
     kept = kept_over_layers([_fluctuation(layer) for layer in statistics], total)
     return [Allocation(0, num_kept=count) for count in kept]

@@ -6,7 +6,6 @@ mean-gate router of `random`. So `split: random` is the same as the method `rand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,7 +17,7 @@ from expertweaver.methods.base import (
     gathered,
     random_order,
     remaining_neurons,
-    same_shared,
+    share_as_asked,
     sliced_design,
 )
 from expertweaver.modeling.values import GLUWeights, LayerDesign
@@ -43,11 +42,7 @@ class Options(SharingSection):
         return self.split == "gradient"
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """The same few shared slices in every layer."""
-    return same_shared(options.num_shared_slices, num_layers, budget)
+allocate = share_as_asked
 
 
 def design(

@@ -6,10 +6,8 @@ next-token loss summed over the calibration tokens first. The paper also prunes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import PruningSection, gathered, pruned_design
+from expertweaver.methods.base import PruningSection, gathered, pruned_design, share_most
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -26,11 +24,7 @@ class Options(PruningSection):
         return True
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """Share as much as the format allows; the last active slices are experts that are always chosen."""
-    return [Allocation(budget.max_shared)] * num_layers
+allocate = share_most
 
 
 def design(

@@ -6,13 +6,11 @@ cluster of largest mean squared contribution always runs (our choice; `num_share
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import SharingSection, same_shared
+from expertweaver.methods.base import SharingSection, share_as_asked
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.balanced import balanced_kmeans
@@ -29,11 +27,7 @@ class Options(SharingSection):
     seed: Seed = Field(default=0, description="Of the clustering's starting points.")
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """The same few shared slices in every layer."""
-    return same_shared(options.num_shared_slices, num_layers, budget)
+allocate = share_as_asked
 
 
 def design(

@@ -5,12 +5,10 @@ Source: the split of LLaMA-MoE, with a router from the weights instead of a trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field
 
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import SharingSection, random_order, same_shared, sliced_design
+from expertweaver.methods.base import SharingSection, random_order, share_as_asked, sliced_design
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -25,11 +23,7 @@ class Options(SharingSection):
     seed: Seed = Field(default=0, description="Of the split.")
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """The same few shared slices in every layer."""
-    return same_shared(options.num_shared_slices, num_layers, budget)
+allocate = share_as_asked
 
 
 def design(

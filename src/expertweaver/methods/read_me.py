@@ -6,13 +6,12 @@ router beside the model that decides for all layers ahead; ours regresses the do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from expertweaver.calibration.statistics import LayerStatistics
+from expertweaver.methods.base import share_nothing
 from expertweaver.modeling.reference import activation, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
@@ -42,11 +41,7 @@ class Options(MethodSection):
         return (Need.OVERLAPPING_EXPERTS,)
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """No whole slices are shared: what domains have in common decides, neuron by neuron."""
-    return [Allocation(0)] * num_layers
+allocate = share_nothing
 
 
 def design(

@@ -7,10 +7,8 @@ it is the control that shows how much of a method's gain is repair rather than r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.methods.base import PruningSection, pruned_design
+from expertweaver.methods.base import PruningSection, pruned_design, share_most
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -22,11 +20,7 @@ class Options(PruningSection):
     name: str = "static"
 
 
-def allocate(
-    options: Options, statistics: Sequence[LayerStatistics], budget: SliceBudget, num_layers: int
-) -> list[Allocation]:
-    """Share as much as the format allows; the last active slices are experts that are always chosen."""
-    return [Allocation(budget.max_shared)] * num_layers
+allocate = share_most
 
 
 def design(

@@ -136,7 +136,7 @@ def design(
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
     sample = _Sample.of(evidence, weights.to(torch.float32))
-    regressor = RidgeRegressor(sample.x[sample.fitting], ridge=options.router_ridge, with_bias=options.router_bias)
+    regressor = RidgeRegressor(sample.x, ridge=options.router_ridge, with_bias=options.router_bias)
     features = _features(options, layer, sample, regressor, budget)
     counts = _shared_counts(options, allocation, budget)
     weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]
@@ -173,27 +173,30 @@ class _Sample:
     """The tokens that a layer is divided on, and what its neurons do on them, one neuron a row.
 
     Attributes:
-        x: FFN inputs [T, H].
-        fitting: Tokens to fit on; the others judge, [T] bool.
-        neuron_act: On the fitting tokens, [F, fitting T].
-        judging_act: On the judging tokens, [F, judging T].
+        x: FFN inputs of the tokens to fit on, [T, H].
+        judging_x: Those of the tokens that judge, [J, H].
+        neuron_act: On the tokens to fit on, [F, T].
+        judging_act: On those that judge, [F, J].
+        strength: Each neuron's squared contribution over the tokens to fit on, [F] float64.
         down: down_proj [H, F].
         down_norm: Norms of its columns [F].
     """
 
     x: Tensor
-    fitting: Tensor
+    judging_x: Tensor
     neuron_act: Tensor
     judging_act: Tensor
+    strength: Tensor
     down: Tensor
     down_norm: Tensor
 
     @staticmethod
     def of(evidence: TrafficSample, weights: GLUWeights) -> _Sample:
-        x, judging = evidence.x, evidence.judging
-        fitting = ~judging
-        neuron_act, judging_act = (_activations(x[tokens], weights) for tokens in (fitting, judging))
-        return _Sample(x, fitting, neuron_act, judging_act, weights.down, weights.down.norm(dim=0))
+        x, judging_x = (evidence.x[tokens] for tokens in (~evidence.judging, evidence.judging))
+        neuron_act, judging_act = (_activations(part, weights) for part in (x, judging_x))
+        down_norm, everywhere = weights.down.norm(dim=0), torch.ones(len(x), 1, dtype=torch.bool)
+        strength = captured_energy(neuron_act, down_norm, everywhere)[:, 0]
+        return _Sample(x, judging_x, neuron_act, judging_act, strength, weights.down, down_norm)
 
 
 def _activations(x: Tensor, weights: GLUWeights) -> Tensor:
@@ -230,10 +233,8 @@ class _Weaver:
         self.options, self.seed, self.sample, self.regressor = options, options.seed + layer, sample, regressor
         self.num_experts = budget.num_slices - num_shared
         self.num_chosen = budget.active_slices - num_shared
-        everywhere = torch.ones(sample.neuron_act.shape[1], 1, dtype=torch.bool)
-        strength = captured_energy(sample.neuron_act, sample.down_norm, everywhere)[:, 0]
-        self.shared = strongest_neurons(strength, num_shared * budget.slice_width)
-        self.rest = remaining_neurons(self.shared, len(strength))
+        shared = strongest_neurons(sample.strength, num_shared * budget.slice_width)
+        self.rest = remaining_neurons(shared, len(sample.strength))
         self.features = features[self.rest]
 
     def begun(self) -> _Trial:
@@ -248,7 +249,7 @@ class _Weaver:
         best = trial
         for _ in range(rounds):
             labels = trial.labels[self.rest]
-            running = self._running(trial.router, self.sample.fitting)
+            running = self._running(trial.router, self.sample.x)
             gain = captured_energy(self.sample.neuron_act, self.sample.down_norm, running)[self.rest]
             swapped = improve_by_swaps(gain, labels, max_sweeps=MAX_SWEEPS)
             if torch.equal(swapped, labels):
@@ -273,13 +274,13 @@ class _Weaver:
     def _fitted(self, labels: Tensor) -> Router:
         return self.regressor.fit(self._norms(labels), self.num_chosen)
 
-    def _running(self, router: Router, tokens: Tensor) -> Tensor:
-        return chosen_mask(choose_experts(self.sample.x[tokens], router), self.num_experts)
+    def _running(self, router: Router, x: Tensor) -> Tensor:
+        return chosen_mask(choose_experts(x, router), self.num_experts)
 
     def _trial(self, labels: Tensor, router: Router) -> _Trial:
         everywhere = torch.full((len(self.sample.down_norm),), SHARED)
         everywhere[self.rest] = labels
-        running = self._running(router, ~self.sample.fitting)
+        running = self._running(router, self.sample.judging_x)
         always = torch.ones(len(running), 1, dtype=torch.bool)
         gain = captured_energy(self.sample.judging_act, self.sample.down_norm, torch.cat([running, always], dim=1))
         captured = gain.gather(1, everywhere[:, None] % gain.shape[1]).sum() / gain[:, -1].sum().clamp_min(1e-30)

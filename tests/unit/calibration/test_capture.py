@@ -10,7 +10,7 @@ import torch
 from support.families import save_variant
 from transformers import AutoModelForCausalLM
 
-from expertweaver.calibration import capture
+from expertweaver.calibration import capture, samples
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.samples import PADDING, CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics, StatisticsFolder, activation_frequency
@@ -92,7 +92,7 @@ def test_statistics_match_the_whole_model_fed_one_sample_at_a_time(
 
 def test_batching_does_not_matter(dense: DenseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = profile(dense, tmp_path / "together")
-    monkeypatch.setattr(capture, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(samples, "BATCH_TOKENS", 24)
     apart = profile(dense, tmp_path / "apart")
     for a, b in zip(together, apart, strict=True):
         assert torch.equal(a.tokens_per_sample, b.tokens_per_sample)

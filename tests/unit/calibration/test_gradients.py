@@ -11,7 +11,7 @@ from support.families import save_variant
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from expertweaver.calibration import gradients
+from expertweaver.calibration import gradients, samples
 from expertweaver.calibration.capture import profile_layers
 from expertweaver.calibration.gradients import LayerGradients, layer_gradients, next_tokens, spread_rows
 from expertweaver.calibration.samples import PADDING, CalibrationSet
@@ -114,7 +114,7 @@ def test_whole_rows_are_taken_evenly_up_to_the_limit(dense: DenseModel, source: 
 
 def test_batching_does_not_matter(dense: DenseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = list(layer_gradients(dense, calibration_set(), 1000))
-    monkeypatch.setattr(gradients, "BATCH_TOKENS", LENGTH)
+    monkeypatch.setattr(samples, "BATCH_TOKENS", LENGTH)
     monkeypatch.setattr(gradients, "HEAD_TOKENS", 5)
     for a, b in zip(together, layer_gradients(dense, calibration_set(), 1000), strict=True):
         assert close(a.weight_saliency, b.weight_saliency)

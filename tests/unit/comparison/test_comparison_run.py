@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.comparisons import SETTINGS, Ground
 from support.families import save_text
+from support.models import edit_config
 from support.progress import RecordingProgress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -207,6 +208,26 @@ def test_a_cell_that_diverges_while_designed_is_named_and_those_before_it_are_ke
     monkeypatch.setattr(cells, "weave_model", real)
     compare(ground.source, **ground.request(methods="static", mlp_sparsities=[0.5], seeds=1))
     assert calls["weave_model"] == 2, "static was kept; only random was left to do"
+
+
+def test_nothing_is_scored_where_the_first_design_diverges(
+    ground: Ground, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*arguments: Any, **options: Any) -> Any:
+        raise CalibrationError(Problem("dense, layer 1", "finite hidden states", "NaN", "Check the weights."))
+
+    monkeypatch.setattr(cells, "weave_model", diverge)
+    with pytest.raises(CalibrationError, match=r"static at mlp_sparsity 0\.5, dense, layer 1"):
+        compare(ground.source, **ground.request(methods="static", mlp_sparsities=[0.5], seeds=1))
+    assert calls["score_documents"] == 0
+
+
+def test_code_in_the_source_is_never_run_though_its_tokenizer_is_trusted(ground: Ground) -> None:
+    (ground.source / "planted.py").write_text("raise RuntimeError('code of the folder was run')\n", encoding="utf-8")
+    edit_config(ground.source, auto_map={"AutoModelForCausalLM": "planted.Model"})
+    settings = {**SETTINGS, "source.trust_remote_code": True}
+    request = ground.request(methods="static", mlp_sparsities=[0.5], seeds=1, settings=settings)
+    assert compare(ground.source, **request).cells
 
 
 def test_a_cell_whose_logits_diverge_is_named_and_all_others_are_kept(

@@ -199,7 +199,9 @@ def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ({"method": "weave", "method.cluster_tokens": 3}, "method.cluster_tokens", "or equal to 256 or 'auto'"),
     ],
 )
-def test_a_value_that_fits_none_of_its_forms_is_one_problem(settings: dict[str, Any], where: str, expected: str) -> None:
+def test_a_value_that_fits_none_of_its_forms_is_one_problem(
+    settings: dict[str, Any], where: str, expected: str
+) -> None:
     with pytest.raises(RecipeError) as raised:
         make_recipe("model", settings=settings)
     [problem] = raised.value.problems

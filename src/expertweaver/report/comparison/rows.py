@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from expertweaver.comparison.results import ComparedMethod, Comparison
-from expertweaver.comparison.summary import Standing, summarize, table_domains
+from expertweaver.comparison.summary import Standing, table_domains
 from expertweaver.report import words
 
 
@@ -30,7 +30,7 @@ class BudgetRow:
 def budget_rows(comparison: Comparison) -> dict[float, list[BudgetRow]]:
     """The rows of every budget's table, in the order of the methods."""
     standings: dict[tuple[float, str], list[Standing]] = {}
-    for standing in summarize(comparison):
+    for standing in comparison.table:
         standings.setdefault((standing.mlp_sparsity, standing.method), []).append(standing)
     return {
         mlp_sparsity: [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from expertweaver.comparison.results import Comparison
-from expertweaver.comparison.summary import Standing, summarize
+from expertweaver.comparison.summary import Standing
 from expertweaver.evaluation.results import ALL
 from expertweaver.report import palette, words
 from expertweaver.report.comparison import marks
@@ -111,7 +111,7 @@ def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def _lines(comparison: Comparison) -> list[_Line]:
-    points = [standing for standing in summarize(comparison) if standing.domain == ALL]
+    points = [standing for standing in comparison.table if standing.domain == ALL]
     return [
         _Line(index, method.label, method.is_oracle, tuple(p for p in points if p.method == method.label))
         for index, method in enumerate(comparison.methods)
