@@ -16,6 +16,8 @@ from support.sparse import convert_variant
 from support.tokenizers import byte_level, save
 from tokenizers import pre_tokenizers
 
+from expertweaver.checkpoint.folder import take_lock
+
 pytest.importorskip("gguf")
 
 Usage = namedtuple("Usage", "total used free")
@@ -146,6 +148,15 @@ def test_a_disk_that_fills_up_leaves_nothing(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
     refuse(folder, Complaint("model.gguf.partial", "a file that can be written", "No space left", "Free some space"))
+
+
+def test_a_second_export_to_the_same_name_is_refused_while_one_is_writing(folder: Path) -> None:
+    lock, free = folder / "twice.gguf.lock", hashes(folder)
+    with take_lock(lock, folder / "twice.gguf"):
+        refuse(folder, Complaint("twice.gguf", "no other run", "one that is writing it", "Wait"), out="twice.gguf")
+    lock.unlink()
+    assert run("export", folder / "sparse", folder / "twice.gguf").exit_code == 0
+    assert set(hashes(folder)) == {*free, "twice.gguf"}
 
 
 def test_a_file_that_reads_back_differently_is_not_published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def read_texts(request: Request) -> Texts:
         RecipeError: A context longer than the model's positions.
     """
     trust = request.recipe.source.trust_remote_code
-    [candidate] = open_candidates([request.recipe.source.model], trust_remote_code=trust)
+    [candidate] = open_candidates([request.recipe.source.model], trust_remote_code=trust, stock_class=True)
     section = request.recipe.evaluate
     context = window_length([candidate], section.context)
     render = message_renderer(candidate.tokenizer)

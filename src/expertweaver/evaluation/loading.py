@@ -43,16 +43,23 @@ def abbreviate(items: Sequence[str]) -> str:
     return "; ".join([*items[:MAX_ITEMS], *(["..."] if len(items) > MAX_ITEMS else [])])
 
 
-def open_candidates(models: Sequence[str | Path], *, trust_remote_code: bool) -> list[Candidate]:
+def open_candidates(
+    models: Sequence[str | Path], *, trust_remote_code: bool, stock_class: bool = False
+) -> list[Candidate]:
     """Find several models, each once, and read their configs and tokenizers.
 
     A model is named by the last part of its path, or by its hub id; models that would share a name get their paths.
+
+    Args:
+        models: Folders or hub ids.
+        trust_remote_code: Allow Python code of their own.
+        stock_class: Allow it to tokenizers only.
 
     Raises:
         CheckpointError: A model is missing, or has no readable config or tokenizer.
     """
     register()
-    opened = {str(model): _open(model, trust_remote_code) for model in models}
+    opened = {str(model): _open(model, trust_remote_code, stock_class) for model in models}
     names = [_short_name(path) for path in opened]
     return [
         Candidate(name if names.count(name) == 1 else path, path, *parts)
@@ -65,17 +72,23 @@ def _short_name(path: str) -> str:
     return folder.resolve().name if folder.is_dir() else path
 
 
-def _open(model: str | Path, trust_remote_code: bool) -> tuple[Path, PreTrainedConfig, PreTrainedTokenizerBase]:
+def _open(
+    model: str | Path, trust_remote_code: bool, stock_class: bool
+) -> tuple[Path, PreTrainedConfig, PreTrainedTokenizerBase]:
     if isinstance(model, Path) and not model.expanduser().exists():
         raise CheckpointError(Problem(str(model), "a model folder", "nothing at this path", "Check the path."))
     folder = find_model(str(model)).path
     if not (folder / "config.json").is_file():
         fix = "Give the folder that holds config.json, the weights and the tokenizer."
         raise CheckpointError(Problem(str(model), "a model folder with config.json", "a folder without it", fix))
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    config = _load(model, "a readable config.json", lambda: AutoConfig.from_pretrained(folder, **options))
+    trust = trust_remote_code and not stock_class
+    read_config = partial(AutoConfig.from_pretrained, folder, trust_remote_code=trust, local_files_only=True)
+    config = _load(model, "a readable config.json", read_config)
+    read_tokenizer = partial(
+        AutoTokenizer.from_pretrained, folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
     fix = "Save the tokenizer beside the weights (tokenizer.json, tokenizer_config.json)."
-    tokenizer = _load(model, "a tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **options), fix)
+    tokenizer = _load(model, "a tokenizer", read_tokenizer, fix)
     return folder, config, tokenizer
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expertweaver.checkpoint.folder import check_space, check_writable, partial_folder
+from expertweaver.checkpoint.folder import check_space, check_writable, partial_folder, take_lock
 from expertweaver.checkpoint.record import read_json, read_record
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import find_model
@@ -176,25 +176,32 @@ def _account(planned: list[PlannedTensor], reader: TensorReader) -> None:
 
 def _write_verified(out: Path, outline: Outline, reader: TensorReader, progress: Progress) -> None:
     """Write beside the target, read back, and only then give the file its name."""
-    partial = partial_folder(out)
+    partial, lock = partial_folder(out), out.with_name(out.name + ".lock")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with progress.stage("exporting", len(outline.tensors)) as step:
-            digests = write_file(partial, outline, _encoded(outline, reader), step)
-        with progress.stage("reading back", 1) as step:
-            check_file(partial, outline, digests)
-            step()
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(out)
+        with take_lock(lock, out):
+            try:
+                _write_checked(partial, outline, reader, progress)
+                partial.replace(out)
+            finally:
+                partial.unlink(missing_ok=True)
+                lock.unlink()
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
         fix = "Free some space." if error.errno in DISK_FULL else "Choose another place."
         found = f"{error.strerror or error}"
         raise CheckpointError(Problem(str(partial), "a file that can be written", found, fix)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _write_checked(partial: Path, outline: Outline, reader: TensorReader, progress: Progress) -> None:
+    with progress.stage("exporting", len(outline.tensors)) as step:
+        digests = write_file(partial, outline, _encoded(outline, reader), step)
+    with progress.stage("reading back", 1) as step:
+        check_file(partial, outline, digests)
+        step()
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _encoded(outline: Outline, reader: TensorReader) -> Iterator[np.ndarray[Any, Any]]:

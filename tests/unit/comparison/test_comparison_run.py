@@ -224,7 +224,7 @@ def test_nothing_is_scored_where_the_first_design_diverges(
 
 def test_code_in_the_source_is_never_run_though_its_tokenizer_is_trusted(ground: Ground) -> None:
     (ground.source / "planted.py").write_text("raise RuntimeError('code of the folder was run')\n", encoding="utf-8")
-    edit_config(ground.source, auto_map={"AutoModelForCausalLM": "planted.Model"})
+    edit_config(ground.source, auto_map={"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"})
     settings = {**SETTINGS, "source.trust_remote_code": True}
     request = ground.request(methods="static", mlp_sparsities=[0.5], seeds=1, settings=settings)
     assert compare(ground.source, **request).cells
