@@ -24,16 +24,19 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load a model's tokenizer.
+    """Load a model's tokenizer; of trusted code, only the tokenizer's own is run.
 
     Raises:
         CheckpointError: The folder has no tokenizer, or the files cannot be read.
     """
     require_tokenizer(folder)
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        if trust_remote_code:  # it would look for the configuration by itself, and run that one's code
+            options["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # foreign files, many error classes
         raise CheckpointError(Problem(str(folder), EXPECTED, f"{type(error).__name__}: {error}", FIX)) from error
 

@@ -84,11 +84,10 @@ def _open(
     trust = trust_remote_code and not stock_class
     read_config = partial(AutoConfig.from_pretrained, folder, trust_remote_code=trust, local_files_only=True)
     config = _load(model, "a readable config.json", read_config)
-    read_tokenizer = partial(
-        AutoTokenizer.from_pretrained, folder, trust_remote_code=trust_remote_code, local_files_only=True
-    )
+    options: dict[str, Any] = {"config": config} if stock_class else {}
+    options |= {"trust_remote_code": trust_remote_code, "local_files_only": True}
     fix = "Save the tokenizer beside the weights (tokenizer.json, tokenizer_config.json)."
-    tokenizer = _load(model, "a tokenizer", read_tokenizer, fix)
+    tokenizer = _load(model, "a tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **options), fix)
     return folder, config, tokenizer
 
 
