@@ -12,6 +12,9 @@ from expertweaver.recipe.schema import Recipe
 TYPICAL_RIDGES = 3
 """Ridges that the repair solves for as a rule: the first and its neighbours."""
 
+LIBRARY_BYTES = 400_000_000
+"""Of torch and transformers in a process that computes nothing (docs/cost.md)."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -55,7 +58,7 @@ class Needs:
     num_tokens: int
 
     def memory_bytes(self) -> int:
-        """Peak: two layers in float32, hidden states, statistics, and the largest step: of a layer, or to embed."""
+        """Peak: libraries, two layers in float32, hidden states, statistics, the largest step of a layer or to embed."""
         dims = self.dense.dims
         extra = self.recipe.method.extra_memory(
             hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=self.num_tokens
@@ -63,7 +66,7 @@ class Needs:
         layer = 2 * self._layer_params() * 4
         work = layer + max(self._batch_bytes(), extra, self._repair_bytes(), self._gradient_bytes())
         embeddings = 2 * dims.vocab_size * dims.hidden_size * 4
-        return max(work, embeddings) + self._hidden_bytes()[0] + self._statistics_bytes()
+        return LIBRARY_BYTES + max(work, embeddings) + self._hidden_bytes()[0] + self._statistics_bytes()
 
     def scratch_bytes(self) -> int:
         """What the unfinished run keeps on disk: every layer's statistics, and hidden states too large for memory."""
