@@ -58,7 +58,7 @@ class Needs:
     num_tokens: int
 
     def memory_bytes(self) -> int:
-        """Peak: libraries, two layers in float32, hidden states, statistics, and the largest step: a layer's, or to embed."""
+        """Peak: libraries, two layers in float32, hidden states, statistics, and the largest step of a layer."""
         dims = self.dense.dims
         extra = self.recipe.method.extra_memory(
             hidden_size=dims.hidden_size, intermediate_size=dims.intermediate_size, num_tokens=self.num_tokens
