@@ -1,6 +1,6 @@
 """Convert a checkpoint of a large model's shape with little memory, and set the peak beside its bound.
 
-    python benchmarks/large_model.py 7B --num-samples 4 --sequence-length 256
+    python benchmarks/large_model.py 7B --num-samples 4 --sequence-length 256 --num-slices 64
 
 makes random bfloat16 weights shard by shard, converts them by weave in a process of its own, and prints the largest
 resident memory of that process, the plan's estimate, and the bound: two decoder layers in float32, three streams of
@@ -49,6 +49,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-layers", type=int)
     parser.add_argument("--num-samples", type=int, default=4)
     parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--num-slices", default="auto")
     parser.add_argument("--scratch", type=Path, help="Where the checkpoints go for the time being.")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -69,6 +70,7 @@ def _convert(args: argparse.Namespace) -> dict[str, object]:
             notes.append(message)
 
     settings = {
+        "num_slices": args.num_slices if args.num_slices == "auto" else int(args.num_slices),
         "calibration": [str(args.folder / "text.jsonl")],
         "calibration.num_samples": args.num_samples,
         "calibration.sequence_length": args.sequence_length,
