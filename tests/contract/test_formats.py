@@ -113,7 +113,7 @@ def test_the_page_says_what_a_format_declares() -> None:
         can = load_format(name).capabilities
         assert row["Engines whose code has the class"] == ", ".join(can.engines)
         assert (row["Router with a bias"] == "yes") == can.selection_bias
-        assert (row["Layers may share unlike"] == "yes") == can.layer_adaptive_share
+        assert (row["Layers may share different numbers of slices"] == "yes") == can.layer_adaptive_share
         assert row["Shared expert"] == can.shared_expert
 
 
