@@ -124,8 +124,7 @@ class OwnClass:
 
     def stock_ffn(self, layer: nn.Module) -> nn.Module:
         """The FFN of a decoder layer, by the source's own name."""
-        found: Any = layer
-        return found.mlp
+        return layer.get_submodule("mlp")
 
     def set_all_experts_on(self, mlp: nn.Module) -> None:
         """Choose every expert."""

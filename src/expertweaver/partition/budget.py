@@ -65,7 +65,8 @@ def slice_count(intermediate_size: int, *, mlp_sparsities: Sequence[float], num_
     def is_whole(count: int) -> bool:
         return all(_is_whole((1 - sparsity) * count) for sparsity in mlp_sparsities)
 
-    counts = [count for count in _divisors(intermediate_size) if is_whole(count)] or _divisors(intermediate_size)
+    divisors = _divisors(intermediate_size)
+    counts = [count for count in divisors if is_whole(count)] or divisors
     usual = [count for count in counts if FEW_SLICES <= count <= MANY_SLICES]
     for block in (ENGINE_BLOCK, GROUPED_BLOCK):
         if fitting := [count for count in usual if intermediate_size // count % block == 0]:

@@ -43,5 +43,4 @@ class StockFormat:
 
     def stock_ffn(self, layer: nn.Module) -> nn.Module:
         """The FFN of a stock decoder layer, which calls it `mlp`."""
-        found: Any = layer
-        return found.mlp
+        return layer.get_submodule("mlp")
