@@ -21,7 +21,7 @@ def lead(conversions: Sequence[Conversion]) -> Html:
     methods = dict.fromkeys(conversion.method for conversion in conversions)
     sparsities = dict.fromkeys(words.exact_percent(conversion.budget.mlp_sparsity) for conversion in conversions)
     text = (
-        f"{words.listed(models)}, converted by the method {words.listed(methods)} into {words.listed(formats)} "
+        f"{words.listed(models)}, converted by {words.listed(methods)} into {words.listed(formats)} "
         f"at mlp_sparsity {words.listed(sparsities)}."
     )
     return tag("p", text, class_="lead")
