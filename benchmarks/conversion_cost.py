@@ -50,6 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--method", default="weave")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -85,15 +86,17 @@ def _dense_step(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import LlamaForCausalLM
 
     dtype = getattr(torch, args.compute_dtype)
-    model: Any = LlamaForCausalLM.from_pretrained(args.folder / "dense", dtype=dtype).eval().model
+    loaded: Any = LlamaForCausalLM.from_pretrained(args.folder / "dense", dtype=dtype).eval().to(args.device)
+    model = loaded.model
     rows = [json.loads(line)["text"] for line in (args.folder / "text.jsonl").read_text().splitlines()]
     tokens = torch.tensor([[int(word[1:]) for word in row.split()] for row in rows])
     step = max(1, 4096 // args.sequence_length)
     with torch.inference_mode():
-        model(tokens[:1], use_cache=False)
+        last = model(tokens[:1].to(args.device), use_cache=False)[0].cpu()
         start = time.perf_counter()
         for batch in tokens.split(step):
-            model(batch, use_cache=False)
+            last = model(batch.to(args.device), use_cache=False)[0]
+        last[0, 0].cpu()  # waits for a GPU
     return {"seconds": {"dense forward": time.perf_counter() - start}, "peak_bytes": _peak()}
 
 
@@ -114,7 +117,7 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
 
     parts = _time_the_parts()
     before = _peak()
-    done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse")
+    done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse", device=args.device)
     return {"seconds": done.seconds, "parts": parts, "peak_bytes": _peak(), "before_bytes": before}
 
 
@@ -165,7 +168,8 @@ def _print_table(args: argparse.Namespace, passes: tuple[dict[str, Any], ...], c
     dense, both = sum(seconds) / len(seconds), " and ".join(f"{each:.1f}" for each in seconds)
     tokens = args.num_samples * args.sequence_length
     size = f"H {args.hidden_size} F {args.intermediate_size} L {args.num_layers}"
-    print(f"{size}, {tokens} tokens, {args.compute_dtype}, method {args.method}, {torch.get_num_threads()} threads")
+    where = torch.cuda.get_device_name(args.device) if args.device != "cpu" else f"{torch.get_num_threads()} threads"
+    print(f"{size}, {tokens} tokens, {args.compute_dtype}, method {args.method}, {where}")
     print(f"{'dense forward':<36}{dense:8.1f} s   ({both})")
     for name, spent in conversion["seconds"].items():
         if spent < 0.05:

@@ -51,11 +51,18 @@ def load_average() -> float | None:
         return None
 
 
-def available_memory() -> int:
+def available_memory(device: torch.device | None = None) -> int:
     """Memory this process could take now, in bytes: what the system has or can reclaim, within a container's limit.
 
     Where the system does not say (other than Linux), half of the physical memory.
+
+    Args:
+        device: A GPU whose free memory is asked for instead.
     """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     try:
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
         free = int(fields["MemAvailable"].split()[0]) * 1024

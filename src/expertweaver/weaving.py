@@ -136,6 +136,7 @@ def weave_model(
     compute_dtype: torch.dtype,
     scratch: Path,
     stored_as: tuple[Format, torch.dtype] | None = None,
+    device: torch.device = CPU,
     progress: Progress = SILENT,
 ) -> list[WovenLayer]:
     """Design every layer of a model by one method, without writing anything.
@@ -149,21 +150,22 @@ def weave_model(
         compute_dtype: Arithmetic of the passes.
         scratch: Folder for hidden states that are too large for memory.
         stored_as: Serve what this format would hold in this type; None serves the design as it is.
+        device: Where passes and repairs are computed, and layers are served; designs stay in host memory.
         progress: Hears of the layers done.
     """
     num_layers = dense.dims.num_hidden_layers
     allocations = load_method(method.name).allocate(method, statistics, budget, num_layers)
     layout = uniform_layout(allocations, budget)
-    loom = Loom(dense, calibration, method, budget, compute_dtype=compute_dtype, scratch=scratch)
+    loom = Loom(dense, calibration, method, budget, compute_dtype=compute_dtype, scratch=scratch, device=device)
     act = activation(dense.dims.hidden_act)
     layers: list[WovenLayer] = []
 
     def keep(weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None) -> Served:
-        served: Served = partial(serve_design, design=design, act=act)
+        served: Served = partial(serve_design, design=design.on(device), act=act)
         if stored_as is not None:
             form, dtype = stored_as
             stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic)())
-            served = partial(stored_ffn, stored=stored, layout=layout, form=form, dtype=dtype, act=act)
+            served = partial(stored_ffn, stored=stored.on(device), layout=layout, form=form, dtype=dtype, act=act)
         layers.append(WovenLayer(design, served))
         return served
 

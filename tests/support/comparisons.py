@@ -96,6 +96,7 @@ def comparison(
         "context": 128,
         "max_tokens_per_document": None,
         "dtype": "float32",
+        "device": "cpu",
         "versions": {"expertweaver": "0"},
         "notes": (),
     }

@@ -17,6 +17,7 @@ class Engine:
         install: What to do where it cannot be imported.
         takes_gguf: Whether it reads GGUF files instead of model folders.
         has_own_python: Whether it may live in an environment of its own.
+        takes_device: Whether it can be told where to compute.
         dtypes: Types that weights may be loaded as; none for files that say so themselves.
         implementations: Ways to run a sparse model's experts, each timed by itself.
     """
@@ -26,6 +27,7 @@ class Engine:
     install: str
     takes_gguf: bool = False
     has_own_python: bool = True
+    takes_device: bool = False
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     implementations: tuple[str, ...] = ()
 
@@ -38,6 +40,7 @@ ENGINES = {
             "on_transformers",
             "Install expertweaver with its dependencies again.",
             has_own_python=False,
+            takes_device=True,
             implementations=("eager", "grouped_mm", INDEX_LOOP),
         ),
         Engine(

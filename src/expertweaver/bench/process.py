@@ -72,6 +72,8 @@ def start(request: Request, side: Side) -> Iterator[tuple[Worker, dict[str, Any]
         "max_batch": max(options.batches),
         "clock": "cpu" if options.cpu_time else "wall",
     }
+    if request.engine.takes_device:
+        arguments["device"] = options.device
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

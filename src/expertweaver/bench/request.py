@@ -18,6 +18,8 @@ from expertweaver.checkpoint.manifest import RECORD_FOLDER
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import find_model
 from expertweaver.errors import CheckpointError, Problem, RecipeError
+from expertweaver.machine import compute_device
+from expertweaver.serving import INDEX_LOOP
 
 WIDTHS = {"float32": 4, "bfloat16": 2}
 SEED = 0
@@ -39,6 +41,7 @@ class BenchOptions:
         random_tokens: Feed uniformly random tokens instead of text.
         cpu_time: Count the time that the engine's process computes instead of the time that passes: on a machine that
             is shared, and with one thread only.
+        device: Where the engine computes: cpu, cuda or cuda:NUMBER, if it can be told.
     """
 
     batches: tuple[int, ...] = (1, 8)
@@ -51,6 +54,7 @@ class BenchOptions:
     implementations: tuple[str, ...] | None = None
     random_tokens: bool = False
     cpu_time: bool = False
+    device: str = "cpu"
 
     @property
     def max_length(self) -> int:
@@ -101,7 +105,7 @@ def open_request(
         engine=chosen,
         python=engine_python or sys.executable,
         dtype=dtype,
-        implementations=chosen.implementations if options.implementations is None else options.implementations,
+        implementations=_implementations(chosen, options),
         options=options,
         dense=dense,
         sparse=sparse,
@@ -139,6 +143,16 @@ def _check_options(engine: Engine, engine_python: str | None, options: BenchOpti
         if name not in engine.implementations:
             expected = f"one of {', '.join(engine.implementations)}" if engine.implementations else "none"
             problems.append(Problem("--experts", expected, f"'{name}'", f"Change it for --engine {engine.name}."))
+    on_cpu = options.device == "cpu"
+    if not on_cpu and not engine.takes_device:
+        fix = "Leave --device out: this engine computes where its own build and settings say."
+        problems.append(Problem("--device", f"none for --engine {engine.name}", options.device, fix))
+    if not on_cpu and INDEX_LOOP in (options.implementations or ()):
+        fix = f"Leave {INDEX_LOOP} out of --experts on a GPU."
+        problems.append(Problem("--experts", "ways to run experts that are made for a GPU", INDEX_LOOP, fix))
+    if not on_cpu and options.cpu_time:
+        fix = "Leave --cpu-time out: a GPU's work is not the process' own time."
+        problems.append(Problem("--device", "cpu with --cpu-time", options.device, fix))
     if options.cpu_time and options.threads != 1:
         fix = "Leave --cpu-time out: the sum over threads is not the time that a user waits."
         problems.append(Problem("--threads", "1 with --cpu-time", str(options.threads), fix))
@@ -146,9 +160,18 @@ def _check_options(engine: Engine, engine_python: str | None, options: BenchOpti
         problems += _python_problems(engine, engine_python)
     if problems:
         raise RecipeError(*problems)
+    if engine.takes_device:
+        compute_device(options.device)
 
 
 _NUMBERS = ("prompt_length", "new_tokens", "repeats", "threads")
+
+
+def _implementations(engine: Engine, options: BenchOptions) -> tuple[str, ...]:
+    """Those asked for, or all that the engine has for the device."""
+    if options.implementations is not None:
+        return options.implementations
+    return tuple(name for name in engine.implementations if options.device == "cpu" or name != INDEX_LOOP)
 
 
 def _python_problems(engine: Engine, engine_python: str) -> list[Problem]:

@@ -40,6 +40,7 @@ def bench_command(
     repeats: Annotated[int, typer.Option(help="Counted rounds.")] = 5,
     threads: Annotated[int, typer.Option(help="Threads of the engine.")] = 1,
     dtype: DType = None,
+    device: Annotated[str, typer.Option(help="Where transformers computes: cpu, cuda or cuda:NUMBER.")] = "cpu",
     random_tokens: Random = False,
     cpu_time: CpuTime = False,
     out: Out = None,
@@ -55,7 +56,17 @@ def bench_command(
 
         names = None if experts is None else tuple(name.strip() for name in experts.split(",") if name.strip())
         options = BenchOptions(
-            batches, prefills, prompt_length, new_tokens, repeats, threads, dtype, names, random_tokens, cpu_time
+            batches=batches,
+            prefills=prefills,
+            prompt_length=prompt_length,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+            dtype=dtype,
+            implementations=names,
+            random_tokens=random_tokens,
+            cpu_time=cpu_time,
+            device=device,
         )
         result = benchmark(
             model,

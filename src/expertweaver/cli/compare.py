@@ -41,6 +41,7 @@ Settings = Annotated[
     typer.Option("--set", help="A recipe key of calibration, evaluate or source, as key=value; repeatable."),
 ]
 DType = Annotated[str, typer.Option(help="What the dense model is loaded as: float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="Where layers are computed and models judged: cpu, cuda or cuda:NUMBER.")]
 Drop = Annotated[
     bool, typer.Option("--drop-overlapping", help="Leave out text that shares 13 words in a row with calibration.")
 ]
@@ -60,6 +61,7 @@ def compare_command(
     calibration: Fitted = None,
     settings: Settings = None,
     dtype: DType = "float32",
+    device: Device = "cpu",
     drop_overlapping: Drop = False,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
@@ -85,6 +87,7 @@ def compare_command(
             calibration=calibration or (),
             settings=dict(parse_setting(setting) for setting in settings or []) | trust,
             dtype=dtype,
+            device=device,
             drop_overlapping=drop_overlapping,
             overwrite=overwrite,
             progress=ConsoleProgress(),

@@ -20,6 +20,7 @@ def evaluate_command(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; converted models underflow in float16.")
     ] = "float32",
+    device: Annotated[str, typer.Option(help="Where the models run: cpu, cuda or cuda:NUMBER.")] = "cpu",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="lm-eval task, task file or folder.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report to this file.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the models' code run.")] = False,
@@ -40,6 +41,7 @@ def evaluate_command(
             dtype=dtype,
             tasks=tasks or [],
             trust_remote_code=trust_remote_code,
+            device=device,
             progress=ConsoleProgress(),
         )
         if as_json:

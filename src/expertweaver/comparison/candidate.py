@@ -59,9 +59,11 @@ def reached_mlp_sparsity(
     shares = []
     for layer, (woven, ffn) in enumerate(zip(layers, weights, strict=True)):
         probes = statistics[layer].probe_inputs
-        x = probes[:: -(-len(probes) // SPARSITY_TOKENS)]
+        x = probes[:: -(-len(probes) // SPARSITY_TOKENS)].to(ffn.gate.device)
         gate_act, neuron_act = neuron_activations(x, ffn, activation(ffn.hidden_act))
-        shares.append(float(running_neurons(x, gate_act, neuron_act, woven.design, ffn.down).double().mean()))
+        shares.append(
+            float(running_neurons(x, gate_act, neuron_act, woven.design.on(x.device), ffn.down).double().mean())
+        )
     return 1 - sum(shares) / len(shares)
 
 

@@ -103,7 +103,7 @@ class Bench:
             ExpertWeaverError: A cell that diverges, by name; the cells before it are kept.
         """
         group: list[_Designed] = []
-        room = available_memory() // 4
+        room = available_memory(self.request.device) // 4
         for number, job in enumerate(jobs, start=1):
             try:
                 group.append(self._design(job, f"{number}/{len(jobs)} {job.label}"))
@@ -132,6 +132,7 @@ class Bench:
             compute_dtype=getattr(torch, self.request.recipe.calibration.compute_dtype),
             scratch=self.folder.scratch_of(job.key),
             stored_as=self._stored_as(job.method, budget),
+            device=self.request.device,
             progress=_Titled(self.progress, title),
         )
         seconds = round(time.perf_counter() - start, 3)

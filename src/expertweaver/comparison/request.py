@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from expertweaver.calibration.documents import check_paths
 from expertweaver.calibration.request import CalibrationRequest
 from expertweaver.calibration.tokenizer import require_tokenizer
@@ -15,6 +17,7 @@ from expertweaver.comparison.folder import check_folder
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.errors import Attempts, CalibrationError, ExpertWeaverError, Problem, RecipeError
 from expertweaver.evaluation.loading import DTYPES
+from expertweaver.machine import compute_device
 from expertweaver.partition.budget import SliceBudget, slice_budget, slice_count
 from expertweaver.planning import few_tokens
 from expertweaver.recipe.loading import SHORTHANDS, make_recipe
@@ -36,6 +39,7 @@ class Request:
         budgets: Slices of each mlp_sparsity, ascending.
         num_seeds: Runs of a method that draws random numbers.
         dtype: What the dense model is loaded as for scoring.
+        device: Where layers are computed and models judged.
         drop_overlapping: Leave out evaluation documents that share a span with the calibration text.
         out: The folder.
     """
@@ -46,6 +50,7 @@ class Request:
     budgets: Mapping[float, SliceBudget]
     num_seeds: int
     dtype: str
+    device: torch.device
     drop_overlapping: bool
     out: Path
 
@@ -83,6 +88,7 @@ def make_request(
     out: str | Path,
     settings: Mapping[str, Any],
     dtype: str,
+    device: str,
     drop_overlapping: bool,
 ) -> Request:
     """Check everything that configuration, shapes and paths can tell, and raise all problems together.
@@ -94,6 +100,7 @@ def make_request(
     entries = attempt(lambda: parse_entries(methods))
     attempt(lambda: _check_counts(mlp_sparsities, seeds))
     attempt(lambda: require_known("dtype", dtype, DTYPES))
+    where = attempt(lambda: compute_device(device))
     recipe = attempt(lambda: _recipe(source, calibration, text, settings))
     attempt(lambda: _check_text(calibration, text))
     dense = attempt(lambda: open_dense(str(source)))
@@ -109,7 +116,8 @@ def make_request(
     assert entries is not None
     assert recipe is not None
     assert dense is not None
-    return Request(recipe, dense, entries, budgets, seeds, dtype, drop_overlapping, Path(out))
+    assert where is not None
+    return Request(recipe, dense, entries, budgets, seeds, dtype, where, drop_overlapping, Path(out))
 
 
 def _check_counts(mlp_sparsities: Sequence[float], seeds: int) -> None:

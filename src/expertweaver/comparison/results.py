@@ -99,6 +99,7 @@ class Comparison:
         context: Window length in tokens.
         max_tokens_per_document: Longer documents were cut to this; None for no cut.
         dtype: What the dense model was loaded as; replaced FFNs always compute in float32.
+        device: Where passes, repairs and judging were computed: cpu or cuda.
         versions: Of the packages that compute.
         notes: What the reader should know.
     """
@@ -116,6 +117,7 @@ class Comparison:
     context: int
     max_tokens_per_document: int | None
     dtype: str
+    device: str
     versions: dict[str, str]
     notes: tuple[str, ...]
 

@@ -30,6 +30,7 @@ def compare(
     calibration: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    device: str = "cpu",
     drop_overlapping: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -52,6 +53,7 @@ def compare(
         calibration: What to fit on; empty for the text that ships.
         settings: Recipe keys of `calibration`, `evaluate` and `source`.
         dtype: What the dense model is loaded as: float32, bfloat16 or float16.
+        device: Where layers are computed and models judged: cpu, cuda or cuda:NUMBER; methods design on the CPU.
         drop_overlapping: Leave out evaluation documents that share a span of words with the calibration text.
         overwrite: Remove what an earlier comparison left in `out`.
         progress: Hears of stages and notes.
@@ -63,7 +65,7 @@ def compare(
     """
     request = make_request(
         source, methods=methods, mlp_sparsities=mlp_sparsities, num_slices=num_slices, seeds=seeds,
-        calibration=calibration, text=text, out=out, settings=settings or {}, dtype=dtype,
+        calibration=calibration, text=text, out=out, settings=settings or {}, dtype=dtype, device=device,
         drop_overlapping=drop_overlapping,
     )  # fmt: skip
     texts = read_texts(request)
@@ -101,6 +103,7 @@ def _identity(request: Request, texts: Texts) -> dict[str, Any]:
         "text": texts.fingerprint,
         "context": texts.context,
         "dtype": request.dtype,
+        "device": request.device.type,
         "num_slices": request.num_slices,
         "versions": package_versions(),
     }
@@ -128,7 +131,7 @@ def _compute(
     statistics = shared_statistics(request, texts.calibration, methods, folder.scratch, progress)
     if is_whole_pass:
         folder.save_shared(seconds=round(time.perf_counter() - start, 3))
-    model = load_model(texts.candidate, dtype=request.dtype, trust_remote_code=False)  # a stock class, as everywhere
+    model = load_model(texts.candidate, dtype=request.dtype, trust_remote_code=False, device=request.device)
     Bench(request, texts, statistics, model, folder, progress).fill(missing)
 
 
@@ -158,6 +161,7 @@ def _comparison(
         context=texts.context,
         max_tokens_per_document=request.recipe.evaluate.max_tokens_per_document,
         dtype=request.dtype,
+        device=request.device.type,
         versions=package_versions(),
         notes=tuple(notes),
     )

@@ -69,6 +69,7 @@ def shared_statistics(
             compute_dtype=getattr(torch, request.recipe.calibration.compute_dtype),
             num_probes=num_probes,
             scratch=scratch,
+            device=request.device,
             on_layer=lambda layer: step(),
             gradient_tokens=gradients.get("gradient_tokens"),
         )

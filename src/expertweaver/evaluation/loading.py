@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from expertweaver.dense.runner import CPU
 from expertweaver.dense.source import find_model
 from expertweaver.errors import CheckpointError, Problem
 from expertweaver.serving.registration import register
@@ -91,13 +92,16 @@ def _open(
     return folder, config, tokenizer
 
 
-def load_model(candidate: Candidate, *, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+def load_model(
+    candidate: Candidate, *, dtype: str, trust_remote_code: bool, device: torch.device = CPU
+) -> PreTrainedModel:
     """Load the weights with `AutoModelForCausalLM.from_pretrained`, in evaluation mode.
 
     Args:
         candidate: The model.
         dtype: A key of DTYPES.
         trust_remote_code: Allow the model's own Python code.
+        device: Where the model is put.
 
     Raises:
         CheckpointError: The weights cannot be read, or lack tensors, which transformers would fill with random
@@ -113,7 +117,7 @@ def load_model(candidate: Candidate, *, dtype: str, trust_remote_code: bool) -> 
         found = f"{len(missing)} missing: {abbreviate(missing)}"
         fix = "Write the checkpoint again; transformers would fill these tensors with random numbers."
         raise CheckpointError(Problem(candidate.path, "every tensor of its architecture", found, fix))
-    return model.eval()
+    return model.eval().to(device)
 
 
 def _load(model: str | Path, expected: str, load: Callable[[], Loaded], fix: str = "") -> Loaded:

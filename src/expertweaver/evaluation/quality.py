@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from expertweaver.calibration.documents import read_documents
@@ -19,7 +20,7 @@ from expertweaver.evaluation.results import ALL, Evaluation, ModelQuality
 from expertweaver.evaluation.scoring import ModelScores, score_documents
 from expertweaver.evaluation.summary import summarize
 from expertweaver.evaluation.tokens import TokenizedDocument, require_free_domains, tokenize_documents, window_length
-from expertweaver.machine import available_memory
+from expertweaver.machine import available_memory, compute_device
 from expertweaver.progress import SILENT, Progress
 from expertweaver.registry import require_known
 
@@ -32,10 +33,11 @@ class _Job:
     harness: Harness | None
     dtype: str
     trust_remote_code: bool
+    device: torch.device
     progress: Progress
 
     def load(self, candidate: Candidate) -> PreTrainedModel:
-        return load_model(candidate, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return load_model(candidate, dtype=self.dtype, trust_remote_code=self.trust_remote_code, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def evaluate(
     dtype: str = "float32",
     tasks: Sequence[str] = (),
     trust_remote_code: bool = False,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Measure several models on the same documents and, with `against`, how far each is from that dense model.
@@ -76,21 +79,24 @@ def evaluate(
         dtype: What the weights are loaded as: float32, bfloat16 or float16. Log-softmax is always taken in float64.
         tasks: Names of lm-eval tasks, paths of task files or of folders with such files.
         trust_remote_code: Allow the models' own Python code.
+        device: Where the models run: cpu, cuda or cuda:NUMBER.
         progress: Hears of the documents done.
 
     Raises:
-        RecipeError: No model, an option out of range, an unknown task, or tasks without the extra `lm-eval`.
+        RecipeError: No model, an option out of range, a GPU that torch does not see, an unknown task, or tasks without
+            the extra `lm-eval`.
         CheckpointError: A model that is missing, incomplete, without tokenizer, or with logits that are not finite.
         CalibrationError: Unusable text, or models that do not share the vocabulary.
         ArchitectureError: A sparse model of a type whose routing is not known.
     """
     _check_options(models, against, max_tokens_per_document, context, dtype)
+    where = compute_device(device)
     harness = find_tasks(tasks) if tasks else None
     wanted = list(models) if against is None else [against, *models]
     candidates = open_candidates(wanted, trust_remote_code=trust_remote_code)
     window = window_length(candidates, context)
     documents = _read_text(text, candidates, window, max_tokens_per_document)
-    job = _Job(documents, harness, dtype, trust_remote_code, progress)
+    job = _Job(documents, harness, dtype, trust_remote_code, where, progress)
     measured = _measure_apart(candidates, job) if against is None else _measure_against(candidates, job)
     return Evaluation(
         text=tuple(text),
@@ -156,7 +162,7 @@ def _measure_against(candidates: Sequence[Candidate], job: _Job) -> list[_Measur
     """
     dense, *others = candidates
     dense_model = job.load(dense)
-    together = 4 * sum(count_params(c.config).num_params for c in candidates) < available_memory() // 2
+    together = 4 * sum(count_params(c.config).num_params for c in candidates) < available_memory(job.device) // 2
     groups = [others] if together or not others else [[candidate] for candidate in others]
     dense_scores, measured = None, []
     for group in groups:

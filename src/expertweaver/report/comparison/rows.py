@@ -103,7 +103,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     outside = [name for name in dict.fromkeys(comparison.domains) if name not in calibration.domains]
     num_tokens = sum(score.num_tokens for score in comparison.dense)
     return [
-        ("dense model", f"{comparison.source}, in {comparison.dtype}"),
+        ("dense model", f"{comparison.source}, in {comparison.dtype} on {comparison.device}"),
         ("slices of an FFN", words.count(comparison.num_slices)),
         ("calibration", f"{words.count(calibration.num_tokens)} tokens of {words.listed(calibration.domains)}"),
         ("calibration text", ", ".join(calibration.paths) or "the text that ships with ExpertWeaver"),
