@@ -83,7 +83,9 @@ def _read(files: list[Path]) -> dict[str, list[str]]:
     """Texts by domain, shuffled."""
     documents: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
-        for line in file.read_text("utf-8").splitlines():
+        for line in file.read_text("utf-8").split("\n"):
+            if not line:
+                continue
             row = json.loads(line)
             documents[row["domain"]].append(row["text"])
     for texts in documents.values():

@@ -98,6 +98,8 @@ class Loom:
         traffic = self.streams.enter(layer, weights) if self.streams is not None else None
         if known is None:
             design = self._design(layer, allocation, statistics, weights, traffic)
+            if self.method.repair and traffic is not None:
+                design = repaired(design, weights, traffic, self.device)
             known = finish(weights, design, traffic)
         if self.streams is not None:
             self.streams.leave(known(weights.to(torch.float32, self.device)))
@@ -111,10 +113,7 @@ class Loom:
         traffic: LayerTraffic | None,
     ) -> LayerDesign:
         module, evidence = load_method(self.method.name), self._evidence(layer, statistics, weights, traffic)
-        design = self.group.lead(
-            lambda: module.design(self.method, layer, evidence(), weights, allocation, self.budget)
-        )
-        return repaired(design, weights, traffic, self.device) if self.method.repair and traffic is not None else design
+        return self.group.lead(lambda: module.design(self.method, layer, evidence(), weights, allocation, self.budget))
 
     def _evidence(
         self, layer: int, statistics: Sequence[LayerStatistics], weights: GLUWeights, traffic: LayerTraffic | None
@@ -210,6 +209,7 @@ def repaired(
             x, target = batch.x.to(device), batch.target.to(device)
             gate_act, neuron_act = neuron_activations(x, exact, act)
             active = neuron_act.mul_(running_neurons(x, gate_act, neuron_act, served, exact.down))
+            del gate_act  # as large as what is given on
             yield active, target if served.bias is None else target - served.bias
 
     group = traffic.group

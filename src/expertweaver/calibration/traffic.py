@@ -52,12 +52,22 @@ class TrafficSample:
     """Some evenly spread tokens of a layer, of all processes; at the leader only.
 
     Attributes:
-        x: FFN inputs in the converted model, [n, H] float32.
-        judging: Tokens held back from every fit, [n] bool.
+        x: FFN inputs in the converted model, [n, H] float32; those held back from every fit come last.
+        num_fitting: How many are not held back.
     """
 
     x: Tensor
-    judging: Tensor
+    num_fitting: int
+
+    @property
+    def fitting(self) -> Tensor:
+        """Inputs to fit on, [num_fitting, H]."""
+        return self.x[: self.num_fitting]
+
+    @property
+    def judging(self) -> Tensor:
+        """Inputs to judge on, [n - num_fitting, H]."""
+        return self.x[self.num_fitting :]
 
 
 class LayerTraffic:
@@ -99,15 +109,18 @@ class LayerTraffic:
         return int((self.valid & ~self.judging).sum())
 
     def sample(self, count: int) -> TrafficSample:
-        """At most `count` tokens, evenly spread over those of all processes."""
+        """At most `count` tokens, evenly spread over those of all processes; in order, but for the held-back ones."""
         per_process = self.group.all(self.num_tokens)
         total, before = sum(per_process), sum(per_process[: self.group.rank])
         kept = min(count, total)
         chosen = torch.arange(kept) * total // kept - before
         mine = chosen[(chosen >= 0) & (chosen < self.num_tokens)]
         places = self.valid.flatten().nonzero().squeeze(-1)[mine]
-        x, judging = self.inputs.flatten(0, 1)[places].float(), self.judging.flatten()[places]
-        return TrafficSample(self.group.rows(x), self.group.rows(judging))
+        held = self.judging.flatten()[places]
+        fitting, judging = (
+            self.group.rows(self.inputs.flatten(0, 1)[places[tokens]].float()) for tokens in (~held, held)
+        )
+        return TrafficSample(torch.cat([fitting, judging]), len(fitting))
 
     def batches(self, *, judging: bool | None = None) -> Iterator[TrafficBatch]:
         """All valid tokens in order, or only those that judge (True) or fit (False)."""

@@ -32,7 +32,7 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 SHARED = -1
-TOKEN_BATCH, NEURON_BATCH = 2048, 1024
+TOKEN_BATCH, NEURON_BATCH = 512, 256
 SAMPLE_ACTIVATIONS = 80_000_000
 SEARCH_ROUNDS = 2
 """Rounds after which the shared share of a layer is chosen."""
@@ -192,7 +192,7 @@ class _Sample:
 
     @staticmethod
     def of(evidence: TrafficSample, weights: GLUWeights) -> _Sample:
-        x, judging_x = (evidence.x[tokens] for tokens in (~evidence.judging, evidence.judging))
+        x, judging_x = evidence.fitting, evidence.judging
         neuron_act, judging_act = (_activations(part, weights) for part in (x, judging_x))
         down_norm, everywhere = weights.down.norm(dim=0), torch.ones(len(x), 1, dtype=torch.bool)
         strength = captured_energy(neuron_act, down_norm, everywhere)[:, 0]

@@ -131,8 +131,8 @@ def running_neurons(x: Tensor, gate_act: Tensor, neuron_act: Tensor, design: Lay
 def membership(expert_neurons: Sequence[Tensor] | Tensor, num_neurons: int, device: torch.device) -> Tensor:
     """One where an expert has a neuron, else zero, [E, F]."""
     members = torch.zeros(len(expert_neurons), num_neurons, device=device)
-    for expert, neurons in enumerate(expert_neurons):
-        members[expert, neurons] = 1
+    owners = [expert for expert, neurons in enumerate(expert_neurons) for _ in range(len(neurons))]
+    members[torch.tensor(owners, device=device), torch.cat(tuple(expert_neurons))] = 1
     return members
 
 

@@ -17,7 +17,7 @@ FIRST_RIDGE = 1e-2
 """Where the search begins, with a neighbour on each side."""
 
 BLOCK = 512
-"""Columns of the Gram matrix that are updated at a time; only blocks on and above the diagonal are computed."""
+"""Rows of the Gram matrix that are updated at a time; only those parts from the diagonal on are computed and kept."""
 
 Batch = tuple[Tensor, Tensor]
 """Activations of the neurons that run [t, F] and the output they should give together [t, H]."""
@@ -70,7 +70,8 @@ def repair_down(
     over and named in the result.
 
     The work grows with min(F, T): the system has F unknowns, or T where tokens are fewer than neurons. In memory are
-    two matrices of that size squared in float64, a batch (all of A where T < F), and down_proj a few times.
+    one and a half matrices of that size squared in float64 (two where T < F, and all of A), a batch, and down_proj a
+    few times.
 
     Several processes add up their products, and their errors on judging tokens; the leader solves.
 
@@ -122,24 +123,35 @@ class _NeuronSystem:
     """down' (A'A + w) = target'A + w down, one unknown a neuron.
 
     Attributes:
-        gram: A'A, [F, F] float64.
+        gram: A'A by blocks of rows from the diagonal on, [b, F - start] float64 each.
         cross: A'target, [F, H] float64.
         down: [H, F].
     """
 
-    gram: Tensor
+    gram: Sequence[Tensor]
     cross: Tensor
     down: Tensor
 
     def solution(self, ridge: float) -> Tensor | None:
-        weight = ridge * _mean_diagonal(self.gram, self.down)
-        factor = _factor(self.gram, weight)
+        weight = ridge * _mean_diagonal(torch.cat([block.diagonal() for block in self.gram]), self.down)
+        factor = _factor(self._below_diagonal(), weight)
         if factor is None:
             return None
-        right = self.cross + weight * self.down.T.double()  # two solves: cholesky_solve would copy the factor
-        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        right = torch.empty_like(self.cross).copy_(self.down.T).mul_(weight).add_(self.cross)
+        half = torch.linalg.solve_triangular(factor, right, upper=False)  # cholesky_solve would copy the factor
         del right
         return torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
+
+    def _below_diagonal(self) -> Tensor:
+        """The Gram matrix on and below the diagonal, column by column; above it is whatever was in memory."""
+        neurons, start = len(self.cross), 0
+        lower = torch.empty(neurons, neurons, dtype=torch.float64, device=self.cross.device).mT
+        for block in self.gram:
+            stop = start + len(block)
+            lower[start:stop, start:stop] = block[:, : len(block)]
+            lower[stop:, start:stop] = block[:, len(block) :].T
+            start = stop
+        return lower
 
 
 @dataclass(frozen=True)
@@ -159,40 +171,42 @@ class _TokenSystem:
     down: Tensor
 
     def solution(self, ridge: float) -> Tensor | None:
-        factor = _factor(self.gram, ridge * _mean_diagonal(self.gram, self.down))
+        weight = ridge * _mean_diagonal(self.gram.diagonal(), self.down)
+        factor = _factor(torch.empty_like(self.gram).mT.copy_(self.gram), weight)
         if factor is None:
             return None
         return self.down + torch.cholesky_solve(self.residual, factor).float().T @ self.active
 
 
-def _mean_diagonal(gram: Tensor, down: Tensor) -> float:
+def _mean_diagonal(diagonal: Tensor, down: Tensor) -> float:
     """tr(A'A) / F, which is tr(AA') / F."""
-    return max(float(gram.diagonal().sum()) / down.shape[1], 1e-30)
+    return max(float(diagonal.sum()) / down.shape[1], 1e-30)
 
 
-def _factor(gram: Tensor, weight: float) -> Tensor | None:
-    """Lower Cholesky factor of gram + weight; None if that is not positive definite. `gram` is left as it was."""
-    diagonal = gram.diagonal().clone()
-    gram.diagonal().add_(weight)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    gram.diagonal().copy_(diagonal)
+def _factor(lower: Tensor, weight: float) -> Tensor | None:
+    """Lower Cholesky factor of a matrix plus a weight on its diagonal; None if that is not positive definite.
+
+    Args:
+        lower: The matrix on and below its diagonal, its columns one after the other in memory; the factor takes its
+            place.
+        weight: Added to the diagonal.
+    """
+    lower.diagonal().add_(weight)
+    factor, failed = torch.linalg.cholesky_ex(lower, out=(lower, lower.new_empty((), dtype=torch.int32)))
     return None if failed else factor
 
 
 def _neuron_system(fitting: Iterable[Batch], down: Tensor, group: Group) -> _NeuronSystem:
     hidden, neurons = down.shape
-    gram = down.new_zeros(neurons, neurons, dtype=torch.float64)
+    starts = range(0, neurons, BLOCK)
+    gram = [down.new_zeros(min(BLOCK, neurons - at), neurons - at, dtype=torch.float64) for at in starts]
     cross = down.new_zeros(neurons, hidden, dtype=torch.float64)
     for active, target in fitting:
-        for start in range(0, neurons, BLOCK):
-            rows = slice(start, start + BLOCK)
-            gram[rows, start:] += active[:, rows].T @ active[:, start:]
+        for start, block in zip(starts, gram, strict=True):
+            block += active[:, start : start + BLOCK].T @ active[:, start:]
         cross += active.T @ target
-    group.sum(cross)
-    for start in range(0, neurons, BLOCK):
-        stop = start + BLOCK
-        group.sum(gram[start:stop, start:])
-        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    for part in (cross, *gram):
+        group.sum(part)
     return _NeuronSystem(gram, cross, down)
 
 

@@ -33,8 +33,8 @@ class RidgeRegressor:
     """The inputs' part of a ridge regression, factored once and used for many targets.
 
     Attributes:
+        inputs: [T, H].
         mean: Of the inputs, [H] float64; zero without a bias.
-        centred: Inputs minus mean, [T, H].
         factor: Lower Cholesky factor of centred'centred + ridge, [H, H] float64.
     """
 
@@ -50,9 +50,10 @@ class RidgeRegressor:
             PartitionError: The ridge is too small to factor the Gram matrix.
         """
         self.with_bias = with_bias
-        self.mean = ffn_input.double().mean(dim=0) * with_bias
-        self.centred = ffn_input - self.mean.float()
-        gram = (self.centred.T @ self.centred).double()
+        self.inputs = ffn_input
+        self.mean = ffn_input.mean(dim=0, dtype=torch.float64) * with_bias
+        centred = self.centred
+        gram = (centred.T @ centred).double()
         scale = gram.diagonal().mean().clamp_min(1e-30)
         self.factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
         if failed:
@@ -64,7 +65,12 @@ class RidgeRegressor:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return len(self.centred)
+        return len(self.inputs)
+
+    @property
+    def centred(self) -> Tensor:
+        """Inputs minus mean, [T, H]: made anew, rather than kept beside the inputs."""
+        return self.inputs - self.mean.float()
 
     @cached_property
     def whitened(self) -> Tensor:

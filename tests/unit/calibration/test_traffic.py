@@ -155,8 +155,12 @@ def test_judging_tokens_fall_on_every_part_of_a_row() -> None:
 def test_a_sample_is_spread_evenly_and_knows_its_judges() -> None:
     traffic = made_traffic(40, 64)
     sample = traffic.sample(100)
-    x, judging = sample.x, sample.judging
-    assert len(x) == 100
-    assert x.diff(dim=0).min() > 20
-    assert torch.equal(judging, traffic.judging.flatten()[x[:, 0].long()])
+    judges = traffic.judging.flatten()
+    assert len(sample.x) == 100
+    assert sample.x.sort(dim=0).values.diff(dim=0).min() > 20
+    assert torch.equal(torch.cat([sample.fitting, sample.judging]), sample.x)
+    for part, held in ((sample.fitting, False), (sample.judging, True)):
+        assert len(part) > 0
+        assert part.diff(dim=0).min() > 0
+        assert bool((judges[part[:, 0].long()] == held).all())
     assert len(traffic.sample(10**9).x) == traffic.num_tokens
