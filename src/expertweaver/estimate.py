@@ -126,12 +126,12 @@ class Needs:
         return BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
 
     def _repair_bytes(self) -> int:
-        """The system's matrix and its factor in float64, the activations where they are kept, candidates."""
+        """The system's matrix (by neurons half of it) and its factor in float64, kept activations, candidates."""
         if not self.recipe.method.repair:
             return 0
         unknowns, wide = self._unknowns(), self.dense.dims.intermediate_size
-        kept = 8 * unknowns * wide if unknowns < wide else 0
-        return 16 * unknowns**2 + kept + 56 * self._matrix() + self._batch_bytes()
+        system = 12 * unknowns**2 if unknowns == wide else 16 * unknowns**2 + 8 * unknowns * wide
+        return system + 32 * self._matrix() + self._batch_bytes()
 
     def _gradient_bytes(self) -> int:
         """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""

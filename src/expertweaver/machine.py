@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -100,6 +101,16 @@ def compute_device(name: str) -> torch.device:
         fix = "Leave --device out to compute on the CPU, or install a torch with CUDA for this machine's driver."
         raise RecipeError(Problem(f"--device {name}", f"a GPU of number {index}", found, fix))
     return torch.device("cuda", index)
+
+
+def return_freed_memory() -> None:
+    """Let the C library give freed memory back to the system; between large steps it may keep hundreds of megabytes.
+
+    Where the C library is not glibc there is nothing to do.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def forget_peak_memory() -> bool:

@@ -18,6 +18,7 @@ from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import CPU
 from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
+from expertweaver.machine import return_freed_memory
 from expertweaver.methods.base import load_method
 from expertweaver.modeling.reference import Activation, activation, designed_ffn, neuron_activations, running_neurons
 from expertweaver.modeling.values import GLUWeights, LayerDesign
@@ -96,8 +97,10 @@ class Loom:
         """
         weights = self.dense.read_ffn(layer)
         traffic = self.streams.enter(layer, weights) if self.streams is not None else None
+        return_freed_memory()
         if known is None:
             design = self._design(layer, allocation, statistics, weights, traffic)
+            return_freed_memory()
             if self.method.repair and traffic is not None:
                 design = repaired(design, weights, traffic, self.device)
             known = finish(weights, design, traffic)

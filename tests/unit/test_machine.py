@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def test_other_systems_tell_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "none")
     assert machine.cpu_name()
     assert machine.cpu_features() == []
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim") or not machine.forget_peak_memory():
+        pytest.skip("no glibc, or no Linux")
+    blocks = [bytearray(64_000) for _ in range(STEP // 64_000)]
+    last = bytearray(64_000)  # lies above the others, so the C library keeps what is freed below it
+    del blocks
+    assert machine.forget_peak_memory()
+    kept = machine.peak_memory()
+    machine.return_freed_memory()
+    assert machine.forget_peak_memory()
+    left = machine.peak_memory()
+    assert last is not None
+    assert kept is not None
+    assert left is not None
+    assert kept - left > 0.9 * STEP

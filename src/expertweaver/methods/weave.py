@@ -101,10 +101,10 @@ class Options(MethodSection):
         return "method.shared_share"
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
-        """Activations and inputs of the sample (each in several forms), and those of a batch of tokens or neurons."""
+        """Activations of the sample, its inputs in three forms, and activations of a batch of tokens or neurons."""
         sample = min(num_tokens, self.num_cluster_tokens(intermediate_size))
         copies = 3 if self.clusters == "coactivation" else 1
-        inputs = 5 * sample * hidden_size + 3 * intermediate_size * hidden_size
+        inputs = 3 * sample * hidden_size + 3 * intermediate_size * hidden_size
         batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
         return 4 * (copies * sample * intermediate_size + inputs + batches)
 

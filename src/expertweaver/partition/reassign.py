@@ -20,7 +20,9 @@ def captured_energy(neuron_act: Tensor, down_norm: Tensor, running: Tensor) -> T
     """
     gain = torch.zeros(neuron_act.shape[0], running.shape[1], dtype=torch.float64)
     for part, mask in zip(neuron_act.split(2048, dim=1), running.split(2048), strict=True):
-        gain += (part.square() @ mask.to(part.dtype)).double()
+        weights = mask.to(part.dtype)
+        for some, neurons in zip(gain.split(512), part.split(512), strict=True):  # a square of all would be large
+            some += (neurons.square() @ weights).double()
     return gain * down_norm.double().square()[:, None]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from expertweaver.distributed import ALONE, Group
+from expertweaver.machine import return_freed_memory
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
 FIRST_RIDGE = 1e-2
@@ -18,6 +19,9 @@ FIRST_RIDGE = 1e-2
 
 BLOCK = 512
 """Rows of the Gram matrix that are updated at a time; only those parts from the diagonal on are computed and kept."""
+
+OUTPUTS = 256
+"""Rows of down_proj that are solved for at a time."""
 
 Batch = tuple[Tensor, Tensor]
 """Activations of the neurons that run [t, F] and the output they should give together [t, H]."""
@@ -88,6 +92,7 @@ def repair_down(
     """
     make_system = _neuron_system if num_fitting >= down.shape[1] else _token_system
     system = make_system(fitting, down, group)
+    return_freed_memory()
     errors: dict[float | None, float] = {}
     candidates: dict[float | None, Tensor] = {None: down}
     chosen, power, best = min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE)), 0.0, None
@@ -137,10 +142,14 @@ class _NeuronSystem:
         factor = _factor(self._below_diagonal(), weight)
         if factor is None:
             return None
-        right = torch.empty_like(self.cross).copy_(self.down.T).mul_(weight).add_(self.cross)
-        half = torch.linalg.solve_triangular(factor, right, upper=False)  # cholesky_solve would copy the factor
-        del right
-        return torch.linalg.solve_triangular(factor.mT, half, upper=True).T.float().contiguous()
+        solution = torch.empty_like(self.down, dtype=torch.float32)
+        parts = (solution.split(OUTPUTS), self.down.split(OUTPUTS), self.cross.split(OUTPUTS, dim=1))
+        for found, down, cross in zip(*parts, strict=True):
+            half = torch.linalg.solve_triangular(factor, cross + weight * down.T.double(), upper=False)
+            found.copy_(
+                torch.linalg.solve_triangular(factor.mT, half, upper=True).T
+            )  # cholesky_solve copies the factor
+        return solution
 
     def _below_diagonal(self) -> Tensor:
         """The Gram matrix on and below the diagonal, column by column; above it is whatever was in memory."""
