@@ -43,7 +43,7 @@ class Fitting(MethodSection):
 def test_each_method_sees_what_a_pass_of_its_own_would_keep(ground: Ground, tmp_path: Path) -> None:
     arguments = ground.request()
     arguments["mlp_sparsities"] = [0.5]
-    request = make_request(ground.source, **arguments, dtype="float32", drop_overlapping=False)
+    request = make_request(ground.source, **arguments, dtype="float32", device="cpu", drop_overlapping=False)
     calibration = read_texts(request).calibration
     methods = [Fitting(tokens=40), Fitting(tokens=10_000)]
     assert shared_probes(methods, calibration) == calibration.num_tokens
@@ -60,7 +60,7 @@ def test_each_method_sees_what_a_pass_of_its_own_would_keep(ground: Ground, tmp_
 
 
 def test_methods_that_read_traffic_keep_nothing(ground: Ground) -> None:
-    request = make_request(ground.source, **ground.request(), dtype="float32", drop_overlapping=False)
+    request = make_request(ground.source, **ground.request(), dtype="float32", device="cpu", drop_overlapping=False)
     calibration = read_texts(request).calibration
     assert shared_probes([Fitting(tokens=5), Fitting(tokens=99, traffic=True)], calibration) == 5
 
