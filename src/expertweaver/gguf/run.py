@@ -15,7 +15,7 @@ from expertweaver.checkpoint.record import read_json, read_record
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import find_model
 from expertweaver.errors import ArchitectureError, CheckpointError, Problem, RecipeError, listed
-from expertweaver.gguf.architectures.base import Architecture, Config, PlannedTensor, load_architecture
+from expertweaver.gguf.architectures.base import Architecture, Config, Part, PlannedTensor, load_architecture
 from expertweaver.gguf.encoding import Quantization, encode, type_of
 from expertweaver.gguf.file import Outline, check_file, write_file
 from expertweaver.gguf.metadata import metadata
@@ -160,8 +160,11 @@ def _kept(outline: Outline, wanted: Quantization) -> tuple[str, ...]:
 
 
 def _account(planned: list[PlannedTensor], reader: TensorReader) -> None:
-    """Insist that each stored tensor goes into exactly one tensor of the file; empty ones may stay behind."""
-    used = [source for tensor in planned for source in tensor.sources]
+    """Insist that each stored tensor goes into the file exactly once, whole or in parts; empty ones may stay behind."""
+    used: dict[str, list[Part]] = {}
+    for tensor in planned:
+        for source in tensor.sources:
+            used.setdefault(source, []).append(tensor.part)
     stored = {name for name, info in reader.tensors.items() if info.num_elements}
     problems = []
     where, fix = str(reader.folder), "Convert the model again, or report this as a bug."
@@ -169,7 +172,9 @@ def _account(planned: list[PlannedTensor], reader: TensorReader) -> None:
         problems.append(Problem(where, "every tensor of the architecture", f"none called {listed(missing)}", fix))
     if left := sorted(stored - set(used)):
         problems.append(Problem(where, "only tensors that the architecture has", listed(left), fix))
-    assert len(used) == len(set(used)), "an architecture used a tensor twice"
+    for source, parts in used.items():
+        every = [Part(index, len(parts)) for index in range(len(parts))]
+        assert sorted(parts) == every, f"an architecture used {source} twice, or not all of it"
     if problems:
         raise CheckpointError(*problems)
 
@@ -206,4 +211,4 @@ def _write_checked(partial: Path, outline: Outline, reader: TensorReader, progre
 
 def _encoded(outline: Outline, reader: TensorReader) -> Iterator[np.ndarray[Any, Any]]:
     for tensor, kind in outline.tensors:
-        yield encode(tensor.name, tensor.assemble([reader.read(source) for source in tensor.sources]), kind)
+        yield encode(tensor.name, tensor.values(reader.read), kind)

@@ -1,20 +1,27 @@
-"""GGUF architectures: the contract, rotary positions, and what llama.cpp would compute differently."""
+"""GGUF architectures: the contract, and what llama.cpp would compute differently; glm4_moe's layout."""
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.families import VARIANTS, save_variant
+from support.llamacpp import PAIRS, REFUSED
 
+from expertweaver.dense.model import open_dense
 from expertweaver.dense.reader import TensorInfo
-from expertweaver.gguf.architectures.base import Architecture, check_rope, load_architecture
+from expertweaver.formats.base import Layout, load_format
+from expertweaver.gguf.architectures.base import Architecture, Part, PlannedTensor, load_architecture
 from expertweaver.gguf.architectures.glm4_moe import check, key_values, remarks, tensors
+from expertweaver.gguf.architectures.parts.rotary import PLAIN, WITH_FACTORS
 from expertweaver.registry import module_names
 
 NAMES = module_names("gguf/architectures")
+LAYOUT = Layout(num_experts=6, num_experts_per_tok=2, num_shared_slices=2, slice_width=8)
 CONFIG: dict[str, Any] = {
     "vocab_size": 96,
     "max_position_embeddings": 128,
@@ -37,7 +44,6 @@ CONFIG: dict[str, Any] = {
     "first_k_dense_replace": 0,
     "num_nextn_predict_layers": 0,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def stored() -> dict[str, TensorInfo]:
@@ -55,9 +61,10 @@ def stored() -> dict[str, TensorInfo]:
     return {name: TensorInfo(Path("x"), "F32", shape) for name, shape in shapes.items()}
 
 
-def scaling(**rope: Any) -> dict[str, Any]:
-    keys = key_values({**CONFIG, "rope_parameters": {"rope_theta": 10000.0, **rope}})
-    return {key.removeprefix("rope.scaling."): v for key, v in keys.items() if key.startswith("rope.scaling.")}
+def config_of(variant: str, stored_format: str, folder: Path) -> dict[str, Any]:
+    """The configuration that a conversion of a variant into a format would write."""
+    dense = open_dense(str(save_variant(variant, folder / variant)))
+    return load_format(stored_format).config(dense, LAYOUT, torch.float32)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,6 +72,7 @@ def test_every_architecture_keeps_the_contract(name: str) -> None:
     module: Any = load_architecture(name)
     assert name in module_names("formats"), "an architecture is called as the format that it lays out"
     assert isinstance(module.NAME, str)
+    assert module.ROPES in (PLAIN, WITH_FACTORS)
     contract = {n: f for n, f in vars(Architecture).items() if inspect.isfunction(f) and not n.startswith("_")}
     assert len(contract) >= 4
     for function, declared in contract.items():
@@ -73,48 +81,46 @@ def test_every_architecture_keeps_the_contract(name: str) -> None:
         assert inspect.getdoc(getattr(module, function))
 
 
-def test_rotary_positions_that_key_values_can_say() -> None:
-    assert scaling() == {"type": "none"}
-    assert scaling(rope_type="linear", factor=2.0) == {"type": "linear", "factor": 2.0}
-    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
-    assert scaling(**YARN) == yarn
-    own = scaling(**YARN, attention_factor=2.0)["attn_factor"]
-    assert own * (0.1 * torch.tensor(4.0).log() + 1) == pytest.approx(2.0)
-    assert key_values(CONFIG)["rope.dimension_count"] == 4
+def test_what_llama_cpp_cannot_compute_is_refused_and_all_else_passes(tmp_path: Path) -> None:
+    assert set(REFUSED) == set(NAMES)
+    assert set().union(*REFUSED.values()) <= set(VARIANTS)
+    found: dict[str, set[str]] = {name: set() for name in NAMES}
+    for variant, name in PAIRS:
+        if load_architecture(name).check(config_of(variant, name, tmp_path)):
+            found[name].add(variant)
+    assert found == REFUSED
 
 
-@pytest.mark.parametrize(
-    ("rope", "words"),
-    [
-        ({"rope_type": "llama3", "factor": 8.0}, "frequency factors"),
-        ({"rope_type": "longrope", "short_factor": [1.0]}, "'longrope'"),
-        ({**YARN, "mscale": 1.0}, "mscale"),
-        ({**YARN, "beta_fast": 16.0}, "beta_fast"),
-        ({**YARN, "truncate": False}, "truncate"),
-    ],
-)
-def test_rotary_positions_that_it_cannot_say_are_refused(rope: dict[str, Any], words: str) -> None:
-    [problem] = check_rope({"rope_parameters": {"rope_theta": 1e4, **rope}})
-    assert words in str(problem)
+CHANGES = {
+    "glm4_moe": ({"n_group": 2}, {"first_k_dense_replace": 1}, {"num_nextn_predict_layers": 1}),
+    "granitemoeshared": ({"hidden_act": "gelu"},),
+    "mixtral": ({"sliding_window": 10},),
+    "qwen2_moe": (
+        {"norm_topk_prob": True}, {"use_sliding_window": True}, {"mlp_only_layers": [0]}, {"decoder_sparse_step": 2},
+        {"head_dim": 16},
+    ),
+    "qwen3_moe": ({"norm_topk_prob": False}, {"attention_bias": True}, {"decoder_sparse_step": 2}),
+}  # fmt: skip
+COUNTS = {
+    "glm4_moe": "n_routed_experts", "granitemoeshared": "num_local_experts", "mixtral": "num_local_experts",
+    "qwen2_moe": "num_experts", "qwen3_moe": "num_experts",
+}  # fmt: skip
 
 
-def test_known_rotary_positions_pass() -> None:
-    for rope in ({"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}, {**YARN, "beta_fast": 32}):
-        assert check_rope({"rope_parameters": rope}) == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"n_group": 2}, {"first_k_dense_replace": 1}, {"num_nextn_predict_layers": 1}, {"n_routed_experts": 1025}],
-)
-def test_what_the_layout_takes_for_granted_is_checked(change: dict[str, Any]) -> None:
-    assert check(CONFIG) == []
-    [problem] = check({**CONFIG, **change})
-    assert next(iter(change)) in problem.where
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_layout_takes_for_granted_is_checked(name: str, tmp_path: Path) -> None:
+    config = config_of("qwen3" if name == "qwen3_moe" else "llama", name, tmp_path)
+    check_it = load_architecture(name).check
+    assert check_it(config) == []
+    assert check_it({**config, COUNTS[name]: 1024}) == []
+    for change in ({COUNTS[name]: 1025}, *CHANGES[name]):
+        [problem] = check_it({**config, **change})
+        assert next(iter(change)) in problem.where
 
 
 def test_a_model_without_a_shared_expert_gets_one_of_zeros() -> None:
     bare = {**CONFIG, "n_shared_experts": 0}
+    assert check(bare) == []
     assert key_values(bare)["expert_shared_count"] == 1
     assert "one of zeros is added" in remarks(bare)[0]
     assert remarks(CONFIG) == []
@@ -125,6 +131,16 @@ def test_a_model_without_a_shared_expert_gets_one_of_zeros() -> None:
         assert torch.equal(tensor.assemble([]), torch.zeros(shape))
 
 
+def test_granite_without_a_shared_expert_names_none(tmp_path: Path) -> None:
+    config = config_of("granite", "granitemoeshared", tmp_path)
+    granite = load_architecture("granitemoeshared")
+    assert granite.key_values(config)["expert_shared_feed_forward_length"] == 16
+    routed_only = granite.key_values({**config, "shared_intermediate_size": 0})
+    assert "expert_shared_feed_forward_length" not in routed_only
+    constants = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
+    assert [granite.key_values(config)[key] for key in constants] == [6.0, 0.3, 0.2, 3.0]
+
+
 def test_routers_and_norms_are_exact() -> None:
     shared = {
         f"model.layers.0.mlp.shared_experts.{part}_proj.weight": TensorInfo(Path("x"), "F32", (16, 32))
@@ -133,3 +149,11 @@ def test_routers_and_norms_are_exact() -> None:
     exact = {tensor.name for tensor in tensors(CONFIG, {**stored(), **shared}) if tensor.exact}
     layer = {"attn_norm.weight", "post_attention_norm.weight", "ffn_gate_inp.weight", "exp_probs_b.bias"}
     assert exact == {f"blk.0.{name}" for name in layer} | {"output_norm.weight"}
+
+
+def test_parts_of_a_fused_source() -> None:
+    fused = torch.arange(2 * 4 * 3).reshape(2, 4, 3).float()
+    halves = [PlannedTensor("x", (2, 2, 3), ("a",), part=Part(index, 2)).values(lambda _: fused) for index in (0, 1)]
+    assert torch.equal(torch.cat(halves, dim=1), fused)
+    whole = partial(PlannedTensor, "x", (2, 4, 3), ("a",))
+    assert torch.equal(whole().values(lambda _: fused), fused)
