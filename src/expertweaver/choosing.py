@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from expertweaver.dense.model import DenseModel
@@ -38,12 +39,12 @@ def choose_format(
         problems = format_problems(wanted, dense, dtype, method, budget)
         if problems:
             raise ArchitectureError(*problems)
-        return Choice(wanted, _notes(wanted, dense))
+        return Choice(wanted, _notes(wanted, dense, dtype, method, budget))
     refused: dict[str, list[Problem]] = {}
     for name in by_preference():
         problems = format_problems(name, dense, dtype, method, budget)
         if not problems:
-            return Choice(name, (_why(name, refused), *_notes(name, dense)))
+            return Choice(name, (_why(name, refused), *_notes(name, dense, dtype, method, budget)))
         refused[name] = problems
     raise ArchitectureError(*(_summary(name, problems) for name, problems in refused.items()))
 
@@ -63,14 +64,19 @@ def format_problems(
     name: str, dense: DenseModel, dtype: str, method: MethodSection, budget: SliceBudget | None
 ) -> list[Problem]:
     """What of a model and a method a format cannot hold exactly; empty if it fits."""
+    return [*_model_problems(name, dense, dtype), *method_problems(name, method, budget)]
+
+
+def _model_problems(name: str, dense: DenseModel, dtype: str) -> list[Problem]:
     import torch
 
     from expertweaver.formats.base import load_format
 
-    return [*load_format(name).check(dense, getattr(torch, dtype)), *_method_problems(name, method, budget)]
+    return load_format(name).check(dense, getattr(torch, dtype))
 
 
-def _method_problems(name: str, method: MethodSection, budget: SliceBudget | None) -> list[Problem]:
+def method_problems(name: str, method: MethodSection, budget: SliceBudget | None) -> list[Problem]:
+    """What of a method a format cannot hold exactly; empty if it fits."""
     from expertweaver.formats.base import load_format
 
     can = load_format(name).capabilities
@@ -114,11 +120,32 @@ def _share_refused(share: int | None, shared_expert: str, *, may_differ: bool) -
     return None
 
 
-def _notes(name: str, dense: DenseModel) -> tuple[str, ...]:
-    from expertweaver.formats.base import load_format
-    from expertweaver.formats.parts.fit import engine_notes
+def least_asked(names: Iterable[str], method: MethodSection, budget: SliceBudget | None) -> tuple[str, str] | None:
+    """Of some formats the one that asks least of a method, and what it asks, in sentences; None for no format."""
+    can = [name for name in by_preference() if name in set(names) and _holds(name, method)]
+    asked = {name: list(dict.fromkeys(p.fix for p in method_problems(name, method, budget))) for name in can}
+    return min(((name, " ".join(fixes)) for name, fixes in asked.items()), key=lambda x: len(asked[x[0]]), default=None)
 
-    return tuple(engine_notes(name, load_format(name).capabilities, dense))
+
+def _notes(
+    name: str, dense: DenseModel, dtype: str, method: MethodSection, budget: SliceBudget | None
+) -> tuple[str, ...]:
+    """What engines leave out in this format, and for each of them a format in which it does not."""
+    from expertweaver.formats.base import load_format
+    from expertweaver.formats.parts.fit import engine_notes, unserved
+
+    can = {other: load_format(other).capabilities for other in by_preference()}
+    lost = {other: {e for engines in unserved(can[other], dense).values() for e in engines} for other in can}
+    notes = engine_notes(name, can[name], dense)
+    for engine in sorted(lost[name]):
+        fitting = [
+            other
+            for other in can
+            if engine in can[other].engines and engine not in lost[other] and not _model_problems(other, dense, dtype)
+        ]
+        if best := least_asked(fitting, method, budget):
+            notes.append(f"{engine} would serve this model in the format {best[0]}. {best[1]}".rstrip(" ."))
+    return tuple(notes)
 
 
 def _why(name: str, refused: dict[str, list[Problem]]) -> str:

@@ -127,8 +127,33 @@ def test_what_an_engine_leaves_out_is_told(tmp_path: Path) -> None:
     assert len(notes) == 1
     assert "llama.cpp would not serve a sliding window" in notes[0]
     assert choose_format("mixtral", dense("mistral", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes == ()
-    [note] = choose_format("glm4_moe", dense("phi3-longrope", tmp_path), "float32", method("weave"), BUDGET).notes
-    assert "beyond 32 tokens" in note
+    notes = choose_format("mixtral", dense("phi3-longrope", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes
+    assert len(notes) == 1
+    assert "beyond 32 tokens" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "best"),
+    [
+        (method("weave"), "granitemoeshared. Set method.router_bias=false. Set method.shared_share to a number"),
+        (method("weave", router_bias=False), "granitemoeshared. Set method.shared_share to a number"),
+        (PLAIN_WEAVE, "granitemoeshared"),
+        (method("random"), "granitemoeshared"),
+        (method("static"), "granitemoeshared. Use another method, such as weave with method.router_bias=false and a "
+         "fixed method.shared_share"),
+    ],
+)  # fmt: skip
+def test_a_format_that_an_engine_reads_is_named_with_what_it_asks(
+    section: MethodSection, best: str, tmp_path: Path
+) -> None:
+    told, where = choose_format("auto", dense("llama-3-rope", tmp_path), "float32", section, BUDGET).notes[1:]
+    assert "llama.cpp would not serve factors of the rotary frequencies" in told
+    assert where == f"llama.cpp would serve this model in the format {best}"
+
+
+def test_no_format_is_named_where_none_is_known(tmp_path: Path) -> None:
+    [told] = choose_format("mixtral", dense("phi3-window", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes
+    assert "llama.cpp would not serve a sliding window" in told
 
 
 def test_the_choice_is_made_by_the_plan_and_kept_in_the_manifest(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from expertweaver.checkpoint.folder import check_space, check_writable, partial_
 from expertweaver.checkpoint.record import read_json, read_record
 from expertweaver.dense.reader import TensorReader
 from expertweaver.dense.source import find_model
-from expertweaver.errors import ArchitectureError, CheckpointError, Problem, RecipeError, listed
-from expertweaver.gguf.architectures.base import Architecture, Config, Part, PlannedTensor, load_architecture
+from expertweaver.errors import CheckpointError, Problem, RecipeError, listed
+from expertweaver.gguf.architectures.base import Architecture, Config, Part, PlannedTensor
 from expertweaver.gguf.encoding import Quantization, encode, type_of
 from expertweaver.gguf.file import Outline, check_file, write_file
+from expertweaver.gguf.fit import find_architecture
 from expertweaver.gguf.metadata import metadata
 from expertweaver.gguf.vocabulary import read_vocabulary
 from expertweaver.progress import SILENT, Progress
-from expertweaver.registry import module_names, require_known
+from expertweaver.registry import require_known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,7 @@ def export(
     manifest = read_record(folder)
     config = read_json(folder / "config.json")
     reader = TensorReader.open(folder)
-    architecture = _architecture(manifest["format"], config)
+    architecture = find_architecture(manifest, config, reader.tensors)
     outline, remarks = _outline(folder, manifest, config, architecture, reader, Quantization(quantize))
     check_space(out, outline.num_bytes)
     for remark in remarks:
@@ -117,18 +118,6 @@ def _check_request(out: Path, quantize: str, *, overwrite: bool) -> None:
         fix = "Choose another name, or pass --overwrite to replace it once the new one is verified."
         raise CheckpointError(Problem(str(out), "a name that is free", "a file of this name", fix))
     check_writable(out)
-
-
-def _architecture(stored_format: str, config: Config) -> Architecture:
-    known = module_names("gguf/architectures")
-    if stored_format not in known:
-        fix = f"Convert the model with --format {known[0]}, or serve it with transformers or vLLM."
-        expected = f"a format that this writer can lay out for llama.cpp ({', '.join(known)})"
-        raise ArchitectureError(Problem("manifest.json: format", expected, f"'{stored_format}'", fix))
-    architecture = load_architecture(stored_format)
-    if problems := architecture.check(config):
-        raise ArchitectureError(*problems)
-    return architecture
 
 
 def _outline(

@@ -97,7 +97,7 @@ def test_the_factors_of_longrope_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("rope", "words"),
     [
-        (LLAMA3_ROPE, "'llama3'. Serve this model with transformers or vLLM. It would drop the factors"),
+        (LLAMA3_ROPE, "'llama3'. llama.cpp would drop the factors of the frequencies. Serve this model"),
         (LONG_ROPE, "'longrope'"),
         ({"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"),
         ({**YARN_ROPE, "mscale": 1.0}, "mscale"),

@@ -69,19 +69,26 @@ def _dtype_problems(dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
     return problems
 
 
-def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
-    """What of a model some engines do not serve in this format, though its class can say it."""
+def unserved(can: Capabilities, dense: DenseModel) -> dict[str, tuple[str, ...]]:
+    """What this model has that some engines do not serve in a format, and which."""
     traits, dims = dense.traits, dense.dims
     has = {
         BIASES: bool(traits.biases),
         ACTIVATION: dims.hidden_act not in ("silu", "swish"),
         HEADS: dims.head_dim * dims.num_attention_heads != dims.hidden_size,
+        GROUPED: dims.num_key_value_heads != dims.num_attention_heads,
         WINDOW: traits.sliding_window is not None,
+        FACTORS: dense.config["rope_parameters"].get("rope_type") in ("llama3", "longrope"),
     }
-    refused = {what: " and ".join(engines) for what, engines in can.not_served.items() if has[what]}
+    return {what: engines for what, engines in can.not_served.items() if has[what]}
+
+
+def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
+    """What of a model some engines do not serve in this format, though its class can say it."""
     notes = [
-        f"format {name}: by our reading of the code, {engines} would not serve {what}, which this model has"
-        for what, engines in refused.items()
+        f"format {name}: by our reading of the code, {' and '.join(engines)} would not serve {what}, which this "
+        "model has"
+        for what, engines in unserved(can, dense).items()
     ]
     if dense.sequence_limit[0] == "original_max_position_embeddings":
         notes.append(
@@ -94,7 +101,9 @@ def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
 BIASES = "attention biases"
 ACTIVATION = "an activation other than silu"
 HEADS = "heads of another size than hidden_size / num_attention_heads"
+GROUPED = "fewer heads for keys than for queries"
 WINDOW = "a sliding window"
+FACTORS = "factors of the rotary frequencies (Llama 3, longrope)"
 WIDE = {"head": "one head wide", "projection": "over the whole projection"}
 PLACED = {
     "before": "before attention and FFN",

@@ -81,13 +81,18 @@ class PlannedTensor:
 
 
 class Architecture(Protocol):
-    """The contract of a module in this room; NAME is llama.cpp's name of the architecture, ROPES what it reads."""
+    """The contract of a module in this room.
+
+    Attributes:
+        NAME: llama.cpp's name of the architecture.
+        ROPES: The types of rotary positions that it reads.
+    """
 
     NAME: str
     ROPES: frozenset[str]
 
     def check(self, config: Config) -> list[Problem]:
-        """Say what of this model llama.cpp would compute differently; empty if nothing."""
+        """Say what of this model, beside its rotary positions, llama.cpp would compute differently."""
         ...
 
     def key_values(self, config: Config) -> KeyValues:

@@ -12,7 +12,7 @@ from expertweaver.dense.reader import TensorInfo
 from expertweaver.errors import Problem
 from expertweaver.gguf.architectures.base import Config, KeyValues, PlannedTensor, check_fixed, check_num_experts
 from expertweaver.gguf.architectures.parts.layers import ATTENTION, PARTS, Layer, decoder, decoder_sizes
-from expertweaver.gguf.architectures.parts.rotary import PLAIN, check_rope
+from expertweaver.gguf.architectures.parts.rotary import PLAIN
 
 NAME = "glm4moe"
 ROPES = PLAIN
@@ -29,11 +29,7 @@ ROUTER = {"ffn_gate_inp.weight": "mlp.gate.weight", "exp_probs_b.bias": "mlp.gat
 
 def check(config: Config) -> list[Problem]:
     """Find what of a model llama.cpp would compute differently."""
-    return [
-        *check_rope(config, ROPES),
-        *check_fixed(config, FIXED),
-        *check_num_experts(config, "n_routed_experts"),
-    ]
+    return [*check_fixed(config, FIXED), *check_num_experts(config, "n_routed_experts")]
 
 
 def key_values(config: Config) -> KeyValues:

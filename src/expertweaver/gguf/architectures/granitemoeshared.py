@@ -12,7 +12,7 @@ from expertweaver.dense.reader import TensorInfo
 from expertweaver.errors import Problem
 from expertweaver.gguf.architectures.base import ELSEWHERE, Config, KeyValues, Part, PlannedTensor, check_num_experts
 from expertweaver.gguf.architectures.parts.layers import ATTENTION, FFN_NORM, Layer, decoder, decoder_sizes, paired
-from expertweaver.gguf.architectures.parts.rotary import WITH_FACTORS, check_rope, rope_remarks
+from expertweaver.gguf.architectures.parts.rotary import WITH_FACTORS, rope_remarks
 
 NAME = "granitemoe"
 ROPES = WITH_FACTORS
@@ -22,7 +22,7 @@ SILU = ("silu", "swish")
 
 def check(config: Config) -> list[Problem]:
     """Find what of a model llama.cpp would compute differently."""
-    problems = [*check_rope(config, ROPES), *check_num_experts(config, "num_local_experts")]
+    problems = check_num_experts(config, "num_local_experts")
     if config["hidden_act"] not in SILU:
         found = f"'{config['hidden_act']}'"
         problems.append(Problem("config.json: hidden_act", f"{SILU[0]}, built into llama.cpp", found, ELSEWHERE))

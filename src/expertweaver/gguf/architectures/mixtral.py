@@ -25,7 +25,7 @@ from expertweaver.gguf.architectures.parts.layers import (
     decoder_sizes,
     paired,
 )
-from expertweaver.gguf.architectures.parts.rotary import WITH_FACTORS, check_rope, rope_remarks
+from expertweaver.gguf.architectures.parts.rotary import WITH_FACTORS, rope_remarks
 
 NAME = "llama"
 ROPES = WITH_FACTORS
@@ -37,7 +37,6 @@ PARTS_ON_DISK = ("w1", "w3", "w2")
 def check(config: Config) -> list[Problem]:
     """Find what of a model llama.cpp would compute differently."""
     return [
-        *check_rope(config, ROPES),
         *check_fixed(config, {"sliding_window": None}, f"llama.cpp has no window here. {ELSEWHERE}"),
         *check_num_experts(config, "num_local_experts"),
     ]

@@ -23,7 +23,7 @@ from expertweaver.gguf.architectures.base import (
     only,
 )
 from expertweaver.gguf.architectures.parts.layers import ATTENTION, FFN_NORM, PARTS, Layer, decoder, decoder_sizes
-from expertweaver.gguf.architectures.parts.rotary import PLAIN, check_rope
+from expertweaver.gguf.architectures.parts.rotary import PLAIN
 
 NAME = "qwen2moe"
 ROPES = PLAIN
@@ -36,11 +36,7 @@ ROUTER = {"ffn_gate_inp.weight": "mlp.gate.weight"}
 
 def check(config: Config) -> list[Problem]:
     """Find what of a model llama.cpp would compute differently."""
-    problems = [
-        *check_rope(config, ROPES),
-        *check_fixed(config, FIXED),
-        *check_num_experts(config, "num_experts"),
-    ]
+    problems = [*check_fixed(config, FIXED), *check_num_experts(config, "num_experts")]
     width = config["num_attention_heads"] * config["head_dim"]
     if width != config["hidden_size"]:
         expected = f"num_attention_heads x head_dim to be hidden_size {config['hidden_size']}, as llama.cpp has it"

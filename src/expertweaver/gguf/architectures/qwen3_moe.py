@@ -15,7 +15,7 @@ from expertweaver.gguf.architectures.base import (
     check_num_experts,
 )
 from expertweaver.gguf.architectures.parts.layers import ATTENTION, FFN_NORM, PARTS, Layer, decoder, decoder_sizes
-from expertweaver.gguf.architectures.parts.rotary import PLAIN, check_rope
+from expertweaver.gguf.architectures.parts.rotary import PLAIN
 
 NAME = "qwen3moe"
 ROPES = PLAIN
@@ -29,7 +29,6 @@ NO_BIASES = {"attention_bias": False}
 def check(config: Config) -> list[Problem]:
     """Find what of a model llama.cpp would compute differently."""
     return [
-        *check_rope(config, ROPES),
         *check_fixed(config, FIXED),
         *check_fixed(config, NO_BIASES, f"llama.cpp has no bias on o_proj here. {ELSEWHERE}"),
         *check_num_experts(config, "num_experts"),
