@@ -35,10 +35,13 @@ MEDIAN_DIFFERENCE = {"f32": 2e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 """Largest median |difference| of logits by type, as a share of the logits' standard deviation."""
 
 LARGEST_DIFFERENCE = 1e-4
-"""The same for any logit of float32, in a window without a tie."""
+"""The same for any logit of float32, at a position that no tie acts on."""
 
 MIN_AGREEMENT = {"f32": 1.0, "f16": 0.99, "bf16": 0.95, "q8_0": 0.85}
-"""Smallest share of positions whose most likely token is the same; for float32 in windows without a tie."""
+"""Smallest share of positions whose most likely token is the same; for float32 where no tie acts on them."""
+
+MIN_UNTIED = 50
+"""Positions that no tie acts on, fewest to judge by."""
 
 TIE = 2.4e-7
 """Scores near 1/2 that are this close are neighbours in float32: which expert is chosen hangs on the last bit."""
@@ -57,7 +60,10 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Logits of llama.cpp and transformers: differences as shares of the standard deviation, by window."""
+    """Logits of llama.cpp and transformers: differences as shares of the standard deviation, by window and position.
+
+    `tied` says at which positions a choice of this or an earlier one in the window was a tie.
+    """
 
     difference: np.ndarray[Any, Any]
     same_choice: np.ndarray[Any, Any]
@@ -67,9 +73,11 @@ class Comparison:
         """Print a row of the table in docs/gguf.md (pytest -s shows it), then insist on the tolerances."""
         median, largest = float(np.median(self.difference)), float(self.difference.max())
         untied = float(self.difference[~self.tied].max())
-        numbers = f"{median:.1e} | {largest:.1e} | {untied:.1e} | {self.same_choice.mean():.1%} | {self.tied.sum()}"
-        print(f"| {name} | {quantize} | {numbers} of {len(self.tied)} |", file=sys.stderr)
-        assert self.tied.mean() <= 0.5
+        numbers = (
+            f"{median:.1e} | {largest:.1e} | {untied:.1e} | {self.same_choice.mean():.1%} | {self.tied.mean():.0%}"
+        )
+        print(f"| {name} | {quantize} | {numbers} |", file=sys.stderr)
+        assert (~self.tied).sum() >= MIN_UNTIED
         assert median < MEDIAN_DIFFERENCE[quantize]
         if quantize == "f32":
             assert untied < LARGEST_DIFFERENCE
@@ -97,7 +105,7 @@ def scores(router: Any, x: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def dense_logits(folder: Path, windows: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Logits of transformers [windows, positions, vocabulary], and which windows have a tie between experts."""
+    """Logits of transformers [windows, positions, vocabulary], and where a tie between experts acts on them."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     margins: list[torch.Tensor] = []
 
@@ -105,14 +113,15 @@ def dense_logits(folder: Path, windows: list[list[int]]) -> tuple[np.ndarray[Any
         best = scores(router, inputs[0].reshape(len(windows), -1, router.weight.shape[1]))
         best = best.sort(dim=-1, descending=True).values
         if router.top_k < router.weight.shape[0]:
-            margins.append((best[..., router.top_k - 1] - best[..., router.top_k]).amin(dim=1))
+            margins.append(best[..., router.top_k - 1] - best[..., router.top_k])
 
     for layer in model.model.layers:
         router = layer.mlp.gate if hasattr(layer, "mlp") else layer.block_sparse_moe.router
         router.register_forward_hook(watch)
     logits = model(torch.tensor(windows)).logits.numpy()
     assert len(margins) == len(model.model.layers)
-    return logits, (torch.stack(margins).amin(dim=0) <= TIE).numpy()
+    ties = torch.stack(margins).amin(dim=0) <= TIE
+    return logits, (ties.cumsum(dim=1) > 0).numpy()
 
 
 def compare(folder: Path, windows: list[list[int]], quantize: str, scratch: Path) -> Comparison:
@@ -126,11 +135,21 @@ def compare(folder: Path, windows: list[list[int]], quantize: str, scratch: Path
     return Comparison(difference, found.argmax(axis=-1) == expected.argmax(axis=-1), tied)
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model at 50 % by the paper's method: quick, and in slices of 32 that Q8_0 fits."""
-    settings = {"mlp_sparsity": 0.5, "method": "expertweaver", "num_slices": 32}
-    out = tmp_path_factory.mktemp("shipped") / "mix7m-50"
+METHODS = {
+    "glm4_moe": {"method": "expertweaver"},
+    "granitemoeshared": {
+        "format": "granitemoeshared", "method": "weave", "method.router_bias": False, "method.shared_share": 0.25,
+        "method.router_steps": 50, "calibration.num_samples": 16, "calibration.sequence_length": 128,
+    },
+}  # fmt: skip
+"""For the shipped model: quick ones, the second as a model with Llama 3's factors would be converted."""
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model at 50 %, in slices of 32 that Q8_0 fits; the folder is called as the format."""
+    settings = {"mlp_sparsity": 0.5, "num_slices": 32, **METHODS[request.param]}
+    out = tmp_path_factory.mktemp("shipped") / request.param
     return convert(make_recipe(shipped_model(), settings=settings), out).path
 
 
@@ -141,7 +160,7 @@ def test_logits_of_the_shipped_model(quantize: str, shipped: Path, tmp_path: Pat
     ids = [tokenizer(json.loads(line)["text"])["input_ids"][:40] for line in lines]
     windows = [window for window in ids if len(window) == 40][::4][:16]
     assert len(windows) == 16
-    compare(shipped, windows, quantize, tmp_path).check("shipped, 50 %", quantize)
+    compare(shipped, windows, quantize, tmp_path).check(f"shipped, {shipped.name}", quantize)
 
 
 def test_tokens_and_text_of_the_shipped_model(shipped: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,7 @@ def _outline(
 ) -> tuple[Outline, list[str]]:
     """Everything that stands before the values, and what the user should know."""
     planned = architecture.tensors(config, reader.tensors)
-    _account(planned, reader)
+    account(planned, reader)
     vocabulary = read_vocabulary(folder, config["vocab_size"])
     tensors = [(tensor, type_of(tensor, wanted)) for tensor in planned]
     outline = Outline(architecture.NAME, {}, tensors)
@@ -148,8 +148,12 @@ def _kept(outline: Outline, wanted: Quantization) -> tuple[str, ...]:
     return tuple(tensor.name for tensor, kind in outline.tensors if not tensor.exact and kind is not wanted)
 
 
-def _account(planned: list[PlannedTensor], reader: TensorReader) -> None:
-    """Insist that each stored tensor goes into the file exactly once, whole or in parts; empty ones may stay behind."""
+def account(planned: Sequence[PlannedTensor], reader: TensorReader) -> None:
+    """Insist that each stored tensor goes into the file exactly once, whole or in parts; empty ones may stay behind.
+
+    Raises:
+        CheckpointError: Tensors are missing or left over; all of them.
+    """
     used: dict[str, list[Part]] = {}
     for tensor in planned:
         for source in tensor.sources:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from expertweaver.dense.reader import TensorInfo, TensorReader
 from expertweaver.errors import CheckpointError, VerificationError
-from expertweaver.gguf.architectures.base import PlannedTensor
+from expertweaver.gguf.architectures.base import WHOLE, Part, PlannedTensor
 from expertweaver.gguf.encoding import Quantization, encode, num_bytes, type_of
 from expertweaver.gguf.file import Outline, check_file, write_file
+from expertweaver.gguf.run import account
 
 pytest.importorskip("gguf")
 
@@ -90,3 +94,23 @@ def test_values_beyond_the_type_are_refused() -> None:
         encode("x", large, kind)
     with pytest.raises(CheckpointError, match=r"x: expected values up to 65504, found 70000"):
         encode("x", large, Quantization.F16)
+
+
+HEADERS = {"fused": TensorInfo(Path("x"), "F32", (4, 8)), "empty": TensorInfo(Path("x"), "F32", (0, 8))}
+
+
+def accounted(*uses: tuple[str, Part]) -> None:
+    planned = [PlannedTensor(f"t{i}", (1,), (source,), part=part) for i, (source, part) in enumerate(uses)]
+    account(planned, cast("TensorReader", SimpleNamespace(folder=Path("sparse"), tensors=HEADERS)))
+
+
+def test_every_stored_tensor_goes_into_the_file_exactly_once() -> None:
+    accounted(("fused", WHOLE))
+    accounted(("fused", Part(1, 2)), ("fused", Part(0, 2)))
+    for uses in ([Part(0, 2)], [Part(0, 2), Part(0, 2)], [WHOLE, WHOLE], [WHOLE, Part(0, 2), Part(1, 2)]):
+        with pytest.raises(AssertionError, match="fused twice, or not all of it"):
+            accounted(*(("fused", part) for part in uses))
+    with pytest.raises(CheckpointError, match="none called other"):
+        accounted(("fused", WHOLE), ("other", WHOLE))
+    with pytest.raises(CheckpointError, match="only tensors that the architecture has, found fused"):
+        accounted()
