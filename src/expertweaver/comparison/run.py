@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from expertweaver.checkpoint.identity import package_versions, source_identity
+from expertweaver.checkpoint.identity import code_fingerprint, package_versions, source_identity
 from expertweaver.comparison.cells import Bench, Job
 from expertweaver.comparison.folder import ComparisonFolder
 from expertweaver.comparison.request import Request, make_request
@@ -106,6 +106,7 @@ def _identity(request: Request, texts: Texts) -> dict[str, Any]:
         "device": request.device.type,
         "num_slices": request.num_slices,
         "versions": package_versions(),
+        "code": code_fingerprint(),
     }
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expertweaver import compare, convert, evaluate, make_recipe
 from expertweaver.calibration.capture import profile_layers
-from expertweaver.comparison import cells, statistics
+from expertweaver.comparison import cells, run, statistics
 from expertweaver.comparison.folder import OUTPUTS
 from expertweaver.comparison.results import Comparison
 from expertweaver.comparison.summary import summarize
@@ -267,6 +267,15 @@ def test_a_changed_request_is_refused_and_may_start_anew(ground: Ground, calls: 
     done = compare(ground.source, **changed, overwrite=True)
     assert calls["weave_model"] == before + 2
     assert done.num_slices == 4
+
+
+def test_cells_of_other_code_do_not_stand_in_one_table(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ground.request(methods="static", mlp_sparsities=[0.5], seeds=1)
+    compare(ground.source, **request)
+    monkeypatch.setattr(run, "code_fingerprint", lambda: "changed")
+    with pytest.raises(CheckpointError) as raised:
+        compare(ground.source, **request)
+    assert [problem.where.rpartition(": ")[2] for problem in raised.value.problems] == ["code"]
 
 
 def test_a_folder_of_somebody_is_left_alone(ground: Ground) -> None:
