@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,16 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: F401 (imports are not part of the conversion's time)
     from transformers import AutoTokenizer, Glm4MoeForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    parts = _time_the_parts()
+    parts = _time_the_parts(args.device)
     before = _peak()
     done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse", device=args.device)
     return {"seconds": done.seconds, "parts": parts, "peak_bytes": _peak(), "before_bytes": before}
 
 
-def _time_the_parts() -> dict[str, float]:
+def _time_the_parts(device: str) -> dict[str, float]:
     """Put a stopwatch around the parts of a layer; the seconds add up in what is returned."""
+    import torch
+
     from expertweaver import weaving
     from expertweaver.calibration.traffic import Streams
     from expertweaver.methods import weave
@@ -135,19 +138,25 @@ def _time_the_parts() -> dict[str, float]:
         ("  its Gram matrix, activations", least_squares, "_neuron_system"),
         ("converted FFN", Streams, "leave"),
     )
+
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     seconds = {title: 0.0 for title, _, _ in watched}
     for title, owner, name in watched:
-        setattr(owner, name, _stopwatch(getattr(owner, name), title, seconds))
+        setattr(owner, name, _stopwatch(getattr(owner, name), title, seconds, now))
     return seconds
 
 
-def _stopwatch(function: Any, title: str, seconds: dict[str, float]) -> Any:
+def _stopwatch(function: Any, title: str, seconds: dict[str, float], now: Callable[[], float]) -> Any:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = now()
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[title] += time.perf_counter() - start
+            seconds[title] += now() - start
 
     return timed
 

@@ -18,7 +18,6 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True)
     documents = _read(args.texts)
+    if short := sorted(domain for domain, texts in documents.items() if len(texts) <= args.hold_out):
+        raise SystemExit(f"domains of no more than --hold-out {args.hold_out} documents: {', '.join(short)}")
     heldout = {domain: texts[: args.hold_out] for domain, texts in documents.items()}
     training = {domain: texts[args.hold_out :] for domain, texts in documents.items()}
     _save(args.out / "heldout.jsonl", heldout)
@@ -46,16 +47,17 @@ def main() -> None:
     judged = _tokens(tokenizer, [text for texts in heldout.values() for text in texts])
     model: Any = LlamaForCausalLM(_config(args, tokenizer)).to(args.device)
     facts = _train(model, stream, args)
+    heldout_nats = _loss(model, judged, args)
+    model.to(torch.bfloat16).save_pretrained(args.out)
     facts |= {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_of_text": len(stream),
         "documents": {domain: len(texts) for domain, texts in training.items()},
-        "heldout_nats": _loss(model, judged, args),
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
+        "heldout_nats": heldout_nats,
+        "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "options": {name: str(value) for name, value in vars(args).items() if name != "texts"},
     }
-    model.to(torch.bfloat16).save_pretrained(args.out)
     for name in TOKENIZER_FILES:
         shutil.copyfile(shipped_model() / name, args.out / name)
     (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -111,7 +113,7 @@ def _config(args: argparse.Namespace, tokenizer: Any) -> LlamaConfig:
         intermediate_size=args.intermediate_size,
         num_hidden_layers=args.num_layers,
         num_attention_heads=args.hidden_size // 64,
-        num_key_value_heads=args.hidden_size // 448,
+        num_key_value_heads=max(1, args.hidden_size // 448),
         max_position_embeddings=args.length,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -125,7 +127,7 @@ def _train(model: LlamaForCausalLM, stream: torch.Tensor, args: argparse.Namespa
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    start, steps, mean = time.monotonic(), 0, math.nan
+    start, steps, last = time.monotonic(), 0, None
     while (spent := (time.monotonic() - start) / (60 * args.minutes)) < 1:
         rate = LEARNING_RATE * min(1.0, (steps + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * spent))
         for group in optimizer.param_groups:
@@ -137,10 +139,10 @@ def _train(model: LlamaForCausalLM, stream: torch.Tensor, args: argparse.Namespa
         optimizer.zero_grad()
         steps += 1
         if steps % 100 == 0:
-            mean = loss.item()
-            print(f"{spent:4.0%}  step {steps}  {mean:.3f} nats", flush=True)
+            last = loss.item()
+            print(f"{spent:4.0%}  step {steps}  {last:.3f} nats", flush=True)
     tokens = steps * args.batch * args.length
-    return {"steps": steps, "tokens_seen": tokens, "epochs": tokens / len(stream), "last_training_nats": mean}
+    return {"steps": steps, "tokens_seen": tokens, "epochs": tokens / len(stream), "last_training_nats": last}
 
 
 def _batch(stream: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
@@ -156,18 +158,11 @@ def _step_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def _loss(model: LlamaForCausalLM, stream: torch.Tensor, args: argparse.Namespace) -> float:
-    """Nats per token on whole windows of a stream."""
-    windows = list(_windows(stream, args.length))
-    losses = [_step_loss(model.eval(), torch.stack(part).to(args.device)).item() for part in _parts(windows, 16)]
-    return sum(losses) / len(losses)
-
-
-def _windows(stream: torch.Tensor, length: int) -> Iterator[torch.Tensor]:
-    return (stream[at : at + length] for at in range(0, len(stream) - length, length))
-
-
-def _parts(items: list[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    return (items[at : at + size] for at in range(0, len(items) - size + 1, size))
+    """Nats per token on a stream, cut into windows; the last one may be shorter."""
+    total = 0.0
+    for window in stream.split(args.length):
+        total += _step_loss(model.eval(), window[None].to(args.device)).item() * (len(window) - 1)
+    return total / sum(len(window) - 1 for window in stream.split(args.length))
 
 
 if __name__ == "__main__":

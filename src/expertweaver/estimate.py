@@ -113,8 +113,14 @@ class Needs:
         return self.dense.dims.hidden_size * self.dense.dims.intermediate_size
 
     def _unknowns(self) -> int:
-        """Of the repair's system."""
-        return min(self.num_tokens, self.dense.dims.intermediate_size)
+        """Of the repair's system: one a neuron, or one a fitting token where these are fewer."""
+        return min(self._num_fitting(), self.dense.dims.intermediate_size)
+
+    def _num_fitting(self) -> int:
+        """Calibration tokens but for those that are held back to judge."""
+        from expertweaver.calibration.traffic import JUDGE_EVERY
+
+        return self.num_tokens - self.num_tokens // JUDGE_EVERY
 
     def _layer_params(self) -> int:
         return sum(_size(self.dense.shape(name)) for name in self.dense.names(0))
@@ -130,7 +136,8 @@ class Needs:
         if not self.recipe.method.repair:
             return 0
         unknowns, wide = self._unknowns(), self.dense.dims.intermediate_size
-        system = 12 * unknowns**2 if unknowns == wide else 16 * unknowns**2 + 8 * unknowns * wide
+        by_neuron, by_token = 12 * wide**2, 16 * unknowns**2 + 8 * unknowns * wide
+        system = by_neuron if self._num_fitting() >= wide else by_token
         return system + 32 * self._matrix() + self._batch_bytes()
 
     def _gradient_bytes(self) -> int:

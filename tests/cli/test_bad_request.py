@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.commands import Bench, Case, Complaint, bad_request, check_refused, run
+import torch
+from support.commands import Bench, Case, Complaint, bad_request, check_refused, refusal, run
 from support.spoils import bad_recipe
 
 KEYS = "docs/recipe.md"
@@ -186,6 +187,7 @@ REFUSALS: list[tuple[Callable[[Bench], list[Any]], int, str]] = [
     (lambda bench: ["evaluate", bench.folder / "none", "--text", bench.text], 3, "CheckpointError"),
     (lambda bench: ["evaluate", bench.source, "--text", bench.folder / "none.txt"], 3, "CalibrationError"),
     (lambda bench: ["evaluate", bench.source, "--text", bench.text, "--dtype", "int8"], 2, "RecipeError"),
+    (lambda bench: ["evaluate", bench.source, "--text", bench.text, "--device", "cuda:9"], 2, "cuda:9: expected a GPU"),
     (lambda bench: ["ls", "models"], 2, "Invalid value"),
 ]
 
@@ -199,6 +201,17 @@ def test_every_verb_refuses_alike(
     assert result.exit_code == exit_code
     assert words in result.stderr
     assert not result.stdout
+
+
+def test_a_full_gpu_is_told_as_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr("expertweaver.conversion.convert", fail)
+    error, [problem] = refusal(bench.convert("--json"), 2)
+    assert (error, problem["where"]) == ("RecipeError", "--device")
+    assert problem["found"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert "Leave --device out" in problem["fix"]
 
 
 def test_a_bug_keeps_its_traceback_and_has_its_own_exit_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,10 @@ def test_the_ideal_counts_the_experts_that_were_touched(pair: Path, ran: tuple[s
         (["--engine", "llamacpp"], 3, "sparse", "expertweaver export"),
         (["--cpu-time", "--threads", "2"], 2, "--threads", "Leave --cpu-time out"),
         (["--against", "sparse"], 2, "--against", "Name its source"),
+        (["--device", "cuda"], 2, "--device cuda", "Leave --device out"),
+        (["--device", "cuda", "--cpu-time"], 2, "--device", "Leave --cpu-time out"),
+        (["--device", "cuda", "--experts", "index_loop"], 2, "--experts", "on a GPU"),
+        (["--device", "cuda", "--engine", "vllm"], 2, "--device", "Leave --device out"),
     ],
 )
 def test_refusals(pair: Path, arguments: list[str], exit_code: int, where: str, fix: str) -> None:

@@ -45,6 +45,7 @@ def test_json_is_what_the_file_holds(bench: Bench) -> None:
         (["--set", "budget.num_slices=4"], 2, "--set budget.num_slices", "'budget.num_slices'"),
         (["--text", "nowhere.txt"], 3, "nowhere.txt", "nothing"),
         (["--dtype", "int8"], 2, "dtype", "'int8'"),
+        (["--device", "cuda:9"], 2, "--device cuda:9", "GPUs that torch"),
     ],
 )
 def test_bad_requests_are_refused_in_four_parts(

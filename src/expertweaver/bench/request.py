@@ -37,7 +37,7 @@ class BenchOptions:
         repeats: Counted rounds; one more comes first and is not counted.
         threads: Of the engine.
         dtype: Type the weights are loaded as; None for the engine's first, or what the file holds.
-        implementations: Ways to run the experts; None for all that the engine has.
+        implementations: Ways to run the experts; None for all that the engine has for the device.
         random_tokens: Feed uniformly random tokens instead of text.
         cpu_time: Count the time that the engine's process computes instead of the time that passes: on a machine that
             is shared, and with one thread only.
@@ -55,11 +55,6 @@ class BenchOptions:
     random_tokens: bool = False
     cpu_time: bool = False
     device: str = "cpu"
-
-    @property
-    def max_length(self) -> int:
-        """Positions that the longest case needs."""
-        return max(*self.prefills, self.prompt_length + self.new_tokens + 1)
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,16 @@ class Request:
     sparse: Side
     tokens: tuple[int, ...]
 
+    @property
+    def max_length(self) -> int:
+        """Positions that the longest case needs."""
+        return _max_length(self.engine, self.options)
+
+
+def _max_length(engine: Engine, options: BenchOptions) -> int:
+    longest = max(options.prefills) + engine.next_positions
+    return max(longest, options.prompt_length + options.new_tokens + 1)
+
 
 def open_request(
     model: str, *, against: str | None, engine: str, engine_python: str | None, options: BenchOptions
@@ -91,7 +96,7 @@ def open_request(
     """Check everything that can be known before an engine is started.
 
     Raises:
-        RecipeError: An option is out of range or does not fit the engine.
+        RecipeError: An option is out of range or does not fit the engine, or a GPU that torch does not see.
         CheckpointError: A model is missing or unreadable.
         ArchitectureError: A sparse model of a type that cannot be counted.
     """
@@ -100,7 +105,7 @@ def open_request(
     dtype = options.dtype or (chosen.dtypes or ("as stored",))[0]
     sparse = _side(model, chosen, dtype)
     dense = _side(against or _source_of(model, sparse.path, chosen), chosen, dtype)
-    _check_pair(dense, sparse, options)
+    _check_pair(dense, sparse, _max_length(chosen, options))
     return Request(
         engine=chosen,
         python=engine_python or sys.executable,
@@ -211,7 +216,7 @@ def _source_of(model: str, folder: Path, engine: Engine) -> str:
     return source
 
 
-def _check_pair(dense: Side, sparse: Side, options: BenchOptions) -> None:
+def _check_pair(dense: Side, sparse: Side, length: int) -> None:
     problems = []
     if dense.facts.shape.is_sparse:
         problems.append(Problem("--against", "a dense model", f"{dense.name}, a sparse one", "Name its source."))
@@ -223,10 +228,10 @@ def _check_pair(dense: Side, sparse: Side, options: BenchOptions) -> None:
         problems.append(Problem("both models", "the same vocabulary size", numbers, "Compare a model with its source."))
     for side in (dense, sparse):
         limit = side.facts.max_length
-        if limit is not None and options.max_length > limit:
+        if limit is not None and length > limit:
             expected = f"at most {limit} positions (max_position_embeddings)"
             fix = "Shorten --prefill, or --prompt-length and --new-tokens."
-            problems.append(Problem(f"model {side.name}", expected, str(options.max_length), fix))
+            problems.append(Problem(f"model {side.name}", expected, str(length), fix))
     if problems:
         raise RecipeError(*problems)
 

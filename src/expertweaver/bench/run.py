@@ -152,7 +152,7 @@ def _setup(request: Request, versions: dict[str, Any]) -> dict[str, Any]:
         "clock": "time computing" if options.cpu_time else "time passed",
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
-        "device": options.device,
+        **({"device": options.device} if request.engine.takes_device else {}),
         "num_cpus": os.cpu_count(),
         "prompt_length": options.prompt_length,
         "new_tokens": options.new_tokens,

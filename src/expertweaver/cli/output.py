@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from expertweaver.distributed import ProcessLostError, is_first_process
-from expertweaver.errors import ExpertWeaverError
+from expertweaver.errors import ExpertWeaverError, Problem, RecipeError
 from expertweaver.progress import Progress
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -113,23 +113,31 @@ def errors_explained(as_json: bool, *, when_stopped: str = "stopped") -> Iterato
     with _stops_heard() as heard:
         try:
             yield
-        except ExpertWeaverError as error:
-            if heard:
-                _stop(when_stopped, heard)
-            if as_json and is_first_process():
-                problems = [vars(problem) for problem in error.problems]
-                print_json({"error": type(error).__name__, "problems": problems})
-            _say(printable(f"{type(error).__name__}: {error}"))
-            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             _stop(when_stopped, heard)
         except Exception as error:
             if heard:
                 _stop(when_stopped, heard)
-            if not isinstance(error, ProcessLostError):
+            if isinstance(error, ProcessLostError):
+                _say(printable(str(error)))
+                sys.exit(1)
+            explained = error if isinstance(error, ExpertWeaverError) else _full_gpu(error)
+            if explained is None:
                 raise
-            _say(printable(str(error)))
-            sys.exit(1)
+            if as_json and is_first_process():
+                problems = [vars(problem) for problem in explained.problems]
+                print_json({"error": type(explained).__name__, "problems": problems})
+            _say(printable(f"{type(explained).__name__}: {explained}"))
+            sys.exit(explained.exit_code)
+
+
+def _full_gpu(error: Exception) -> ExpertWeaverError | None:
+    """Ours for torch's error about a GPU without room; torch need not be loaded to know it."""
+    if type(error).__name__ != "OutOfMemoryError":
+        return None
+    found = (str(error).strip().splitlines() or ["less"])[0]
+    fix = "Leave --device out, choose a smaller --dtype or shorter samples, or end what else uses the GPU."
+    return RecipeError(Problem("--device", "enough free memory on the GPU", found, fix))
 
 
 def _stop(message: str, heard: Mapping[int, int]) -> NoReturn:

@@ -103,7 +103,7 @@ class Bench:
             ExpertWeaverError: A cell that diverges, by name; the cells before it are kept.
         """
         group: list[_Designed] = []
-        room = available_memory(self.request.device) // 4
+        room = min(available_memory(), available_memory(self.request.device)) // 4  # designs stay in host memory
         for number, job in enumerate(jobs, start=1):
             try:
                 group.append(self._design(job, f"{number}/{len(jobs)} {job.label}"))

@@ -222,7 +222,7 @@ def test_side_by_side_and_one_by_one_measure_the_same(
     heard = RecordingProgress()
     together = evaluate(others, text=[text], against=dense, progress=heard)
     assert [total for _, total in heard.stages] == [3]
-    monkeypatch.setattr(quality, "available_memory", lambda: 0)
+    monkeypatch.setattr(quality, "available_memory", lambda device: 0)
     apart = evaluate(others, text=[text], against=dense, progress=heard)
     assert [total for _, total in heard.stages] == [3, 3, 3]
     assert together == apart
@@ -233,7 +233,7 @@ def test_side_by_side_and_one_by_one_measure_the_same(
 def test_without_memory_only_the_dense_model_is_kept(
     tmp_path: Path, dense: str, text: str, monkeypatch: pytest.MonkeyPatch, with_dense: bool
 ) -> None:
-    monkeypatch.setattr(quality, "available_memory", lambda: 0)
+    monkeypatch.setattr(quality, "available_memory", lambda device: 0)
     others = [save(tmp_path / f"m{seed}", model_of(seed=seed)) for seed in (1, 2, 3)]
     alive: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
     counts: list[int] = []

@@ -26,9 +26,9 @@ class Engine:
         self.llm = vllm.LLM(
             model=model,
             dtype=dtype,
-            max_model_len=max_length + 1,  # even a prompt alone is followed by a token
+            max_model_len=max_length,
             max_num_seqs=max_batch,
-            max_num_batched_tokens=max(max_length + 1, max_batch),
+            max_num_batched_tokens=max(max_length, max_batch),
             enforce_eager=True,
             gpu_memory_utilization=0.4,  # two models share the machine
             enable_prefix_caching=False,
