@@ -34,7 +34,7 @@ SHAPES = {
 
 
 def weave_bound(shape: Shape, num_tokens: int, *, hidden_bytes: int = 4) -> int:
-    """Bytes of two decoder layers in float32, three streams of hidden states, and two F x F matrices in float64."""
+    """The mark we set: two decoder layers in float32, three streams of hidden states, two F x F matrices in float64."""
     hidden, wide = shape.hidden_size, shape.intermediate_size
     attention = 2 * hidden**2 + 2 * hidden * hidden * shape.num_key_value_heads // shape.num_attention_heads
     return 2 * 4 * (3 * hidden * wide + attention) + 3 * hidden_bytes * num_tokens * hidden + 2 * 8 * wide**2

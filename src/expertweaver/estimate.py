@@ -136,9 +136,9 @@ class Needs:
         if not self.recipe.method.repair:
             return 0
         unknowns, wide = self._unknowns(), self.dense.dims.intermediate_size
-        by_neuron, by_token = 12 * wide**2, 16 * unknowns**2 + 8 * unknowns * wide
-        system = by_neuron if self._num_fitting() >= wide else by_token
-        return system + 32 * self._matrix() + self._batch_bytes()
+        by_neuron = 12 * wide**2 + 32 * self._matrix()
+        by_token = 16 * unknowns**2 + 8 * unknowns * wide + 56 * self._matrix()
+        return (by_neuron if self._num_fitting() >= wide else by_token) + self._batch_bytes()
 
     def _gradient_bytes(self) -> int:
         """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""

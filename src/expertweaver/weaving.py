@@ -214,6 +214,7 @@ def repaired(
             active = neuron_act.mul_(running_neurons(x, gate_act, neuron_act, served, exact.down))
             del gate_act  # as large as what is given on
             yield active, target if served.bias is None else target - served.bias
+        return_freed_memory()  # what follows the batches is large
 
     group = traffic.group
     repair = repair_down(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from expertweaver.distributed import ALONE, Group
-from expertweaver.machine import return_freed_memory
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
 FIRST_RIDGE = 1e-2
@@ -92,7 +91,6 @@ def repair_down(
     """
     make_system = _neuron_system if num_fitting >= down.shape[1] else _token_system
     system = make_system(fitting, down, group)
-    return_freed_memory()
     errors: dict[float | None, float] = {}
     candidates: dict[float | None, Tensor] = {None: down}
     chosen, power, best = min(ridges, key=lambda ridge: abs(ridge - FIRST_RIDGE)), 0.0, None
@@ -144,11 +142,9 @@ class _NeuronSystem:
             return None
         solution = torch.empty_like(self.down, dtype=torch.float32)
         parts = (solution.split(OUTPUTS), self.down.split(OUTPUTS), self.cross.split(OUTPUTS, dim=1))
-        for found, down, cross in zip(*parts, strict=True):
+        for found, down, cross in zip(*parts, strict=True):  # cholesky_solve would copy the factor
             half = torch.linalg.solve_triangular(factor, cross + weight * down.T.double(), upper=False)
-            found.copy_(
-                torch.linalg.solve_triangular(factor.mT, half, upper=True).T
-            )  # cholesky_solve copies the factor
+            found.copy_(torch.linalg.solve_triangular(factor.mT, half, upper=True).T)
         return solution
 
     def _below_diagonal(self) -> Tensor:
