@@ -11,6 +11,9 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.recipe.schema import AUTO_FORMAT, MethodSection, OutputSection
 from expertweaver.registry import module_names
 
+LLAMA_CPP = "llama.cpp"
+"""Its name among a format's engines."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -137,6 +140,9 @@ def _notes(
     can = {other: load_format(other).capabilities for other in by_preference()}
     lost = {other: {e for engines in unserved(can[other], dense).values() for e in engines} for other in can}
     notes = engine_notes(name, can[name], dense)
+    if LLAMA_CPP in can[name].engines and (many := _too_many(method, budget)):
+        notes.append(many)
+        lost[name].discard(LLAMA_CPP)  # in any format it is the same
     for engine in sorted(lost[name]):
         fitting = [
             other
@@ -146,6 +152,16 @@ def _notes(
         if best := least_asked(fitting, method, budget):
             notes.append(f"{engine} would serve this model in the format {best[0]}. {best[1]}".rstrip(" ."))
     return tuple(notes)
+
+
+def _too_many(method: MethodSection, budget: SliceBudget | None) -> str:
+    """Say that there may be more routed experts than llama.cpp loads; empty if there are not."""
+    from expertweaver.gguf.architectures.base import MAX_EXPERTS
+
+    experts = 0 if budget is None else budget.num_slices - (method.fixed_share(budget) or 0)
+    if experts <= MAX_EXPERTS:
+        return ""
+    return f"llama.cpp loads at most {MAX_EXPERTS:,} routed experts, and there may be {experts:,}: see --num-slices"
 
 
 def _why(name: str, refused: dict[str, list[Problem]]) -> str:

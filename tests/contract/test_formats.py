@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.families import ACCEPTED, VARIANTS, save_text, save_variant
+from support.llamacpp import PAIRS as IN_LLAMA_CPP
+from support.llamacpp import REFUSED
 from transformers import AutoModelForCausalLM
 
 from expertweaver import convert, make_recipe
@@ -19,6 +21,7 @@ from expertweaver.conversion import Conversion
 from expertweaver.dense.family import families
 from expertweaver.dense.model import DenseModel, open_dense
 from expertweaver.formats.base import Capabilities, Format, load_format
+from expertweaver.formats.parts.fit import DYNAMIC, unserved
 from expertweaver.modeling.reference import activation, dense_ffn
 from expertweaver.modeling.values import Need
 from expertweaver.registry import module_names
@@ -74,6 +77,21 @@ def test_a_format_accepts_a_model_or_says_why_not(variant: str, sources: Callabl
     problems = {name: load_format(name).check(dense, torch.float32) for name in module_names("formats")}
     assert {name for name, found in problems.items() if not found} == ACCEPTED[variant]
     assert all(str(problem) for found in problems.values() for problem in found)
+
+
+def test_the_plan_says_of_a_model_what_the_export_to_llama_cpp_refuses(sources: Callable[[str], Path]) -> None:
+    told: dict[str, set[str]] = {name: set() for name in REFUSED}
+    for variant, name in IN_LLAMA_CPP:
+        lost = unserved(load_format(name).capabilities, open_dense(str(sources(variant))))
+        if "llama.cpp" in {engine for engines in lost.values() for engine in engines}:
+            told[name].add(variant)
+    assert told == REFUSED
+
+
+def test_what_no_format_takes_to_llama_cpp_is_said_by_each() -> None:
+    can = {name: load_format(name).capabilities for name in module_names("formats")}
+    served = {name for name in can if "llama.cpp" in can[name].engines}
+    assert {name for name in can if "llama.cpp" in can[name].not_served.get(DYNAMIC, ())} == served > {"dots1"}
 
 
 PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text("utf-8")

@@ -151,7 +151,25 @@ def test_a_format_that_an_engine_reads_is_named_with_what_it_asks(
     assert where == f"llama.cpp would serve this model in the format {best}"
 
 
+def test_more_experts_than_llama_cpp_loads_are_told(tmp_path: Path) -> None:
+    def notes(variant: str, section: MethodSection, num_slices: int) -> tuple[str, ...]:
+        budget = SliceBudget(num_slices=num_slices, slice_width=8, active_slices=400)
+        return choose_format("glm4_moe", sources[variant], "float32", section, budget).notes
+
+    sources = {variant: dense(variant, tmp_path) for variant in ("llama", "llama-3-rope")}
+    told = "llama.cpp loads at most 1,024 routed experts, and there may be {}: see --num-slices"
+    assert notes("llama", method("weave"), 1024) == ()
+    assert notes("llama", method("weave"), 1025) == (told.format("1,025"),)
+    assert notes("llama", method("random", num_shared_slices=1), 1025) == ()
+    assert notes("llama", method("random", num_shared_slices=1), 1026) == (told.format("1,025"),)
+    lost, many = notes("llama-3-rope", method("random", num_shared_slices=1), 1026)
+    assert "factors of the rotary frequencies" in lost
+    assert many == told.format("1,025"), "and no format that would serve it"
+
+
 def test_no_format_is_named_where_none_is_known(tmp_path: Path) -> None:
+    [told] = choose_format("glm4_moe", dense("internlm3", tmp_path), "float32", method("weave"), BUDGET).notes
+    assert "llama.cpp would not serve rotary positions that change with the length" in told
     [told] = choose_format("mixtral", dense("phi3-window", tmp_path), "float32", ROUTED_WEAVE, BUDGET).notes
     assert "llama.cpp would not serve a sliding window" in told
 

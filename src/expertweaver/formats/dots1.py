@@ -9,7 +9,7 @@ from typing import Any
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout
-from expertweaver.formats.parts.fit import BIASES, FACTORS, GROUPED
+from expertweaver.formats.parts.fit import BIASES, DYNAMIC, FACTORS, GROUPED
 from expertweaver.formats.parts.sigmoid import SigmoidFormat, router_config
 
 
@@ -31,7 +31,7 @@ FORMAT = SigmoidFormat(
     architecture="Dots1ForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "llama.cpp"),
-        not_served={BIASES: ("llama.cpp",), FACTORS: ("llama.cpp",), GROUPED: ("llama.cpp",)},
+        not_served=dict.fromkeys((BIASES, DYNAMIC, FACTORS, GROUPED), ("llama.cpp",)),
         selection_bias=True,
         layer_adaptive_share=True,
         shared_expert="advised",

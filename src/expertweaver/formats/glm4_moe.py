@@ -9,7 +9,7 @@ from typing import Any
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import QKV_BIASES, Capabilities, Layout
-from expertweaver.formats.parts.fit import FACTORS
+from expertweaver.formats.parts.fit import DYNAMIC, FACTORS
 from expertweaver.formats.parts.sigmoid import SigmoidFormat, router_config
 
 
@@ -32,7 +32,7 @@ FORMAT = SigmoidFormat(
     architecture="Glm4MoeForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "vLLM", "SGLang", "llama.cpp"),
-        not_served={FACTORS: ("llama.cpp",)},
+        not_served={DYNAMIC: ("llama.cpp",), FACTORS: ("llama.cpp",)},
         selection_bias=True,
         layer_adaptive_share=True,
         shared_expert="advised",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout, StoredLayer
-from expertweaver.formats.parts.fit import ACTIVATION, BIASES, HEADS
+from expertweaver.formats.parts.fit import ACTIVATION, BIASES, DYNAMIC, HEADS, SILU
 from expertweaver.formats.parts.softmax import SoftmaxFormat
 from expertweaver.modeling.values import GLUWeights
 
@@ -100,11 +100,16 @@ FORMAT = FusedExperts(
     architecture="GraniteMoeSharedForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "vLLM", "llama.cpp"),
-        not_served={BIASES: ("vLLM",), ACTIVATION: ("vLLM", "llama.cpp"), HEADS: ("vLLM",)},
+        not_served={
+            BIASES: ("vLLM",),
+            ACTIVATION: ("vLLM", "llama.cpp"),
+            HEADS: ("vLLM",),
+            DYNAMIC: ("llama.cpp",),
+        },
         shared_expert="optional",
         attention_biases=(ATTENTION_BIASES,),
         scales=True,
-        activations=("silu", "swish", "gelu_pytorch_tanh", "gelu"),
+        activations=(*SILU, "gelu_pytorch_tanh", "gelu"),
     ),
     own_config=own_config,
     over_chosen=True,

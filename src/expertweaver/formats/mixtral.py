@@ -9,7 +9,7 @@ from typing import Any
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import Capabilities, Layout
-from expertweaver.formats.parts.fit import WINDOW
+from expertweaver.formats.parts.fit import DYNAMIC, WINDOW
 from expertweaver.formats.parts.layer import Names
 from expertweaver.formats.parts.softmax import SoftmaxFormat
 
@@ -31,7 +31,7 @@ FORMAT = SoftmaxFormat(
     architecture="MixtralForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "vLLM", "llama.cpp"),
-        not_served={WINDOW: ("llama.cpp",)},
+        not_served={DYNAMIC: ("llama.cpp",), WINDOW: ("llama.cpp",)},
         sliding_window=True,
     ),
     own_config=own_config,

@@ -15,7 +15,7 @@ from torch import Tensor
 from expertweaver.dense.accounting import layer_prefix
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import QKV_BIASES, Capabilities, Layout, StoredLayer
-from expertweaver.formats.parts.fit import FACTORS, HEADS
+from expertweaver.formats.parts.fit import DYNAMIC, FACTORS, HEADS
 from expertweaver.formats.parts.layer import Names
 from expertweaver.formats.parts.softmax import SoftmaxFormat
 from expertweaver.modeling.values import GLUWeights
@@ -60,7 +60,7 @@ FORMAT = GatedShared(
     architecture="Qwen2MoeForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "vLLM", "llama.cpp"),
-        not_served={FACTORS: ("llama.cpp",), HEADS: ("llama.cpp",)},
+        not_served=dict.fromkeys((DYNAMIC, FACTORS, HEADS), ("llama.cpp",)),
         shared_expert="required",
         attention_biases=(QKV_BIASES,),
     ),

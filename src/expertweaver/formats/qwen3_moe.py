@@ -10,7 +10,7 @@ from typing import Any
 
 from expertweaver.dense.model import DenseModel
 from expertweaver.formats.base import ATTENTION_BIASES, Capabilities, Layout
-from expertweaver.formats.parts.fit import BIASES, FACTORS
+from expertweaver.formats.parts.fit import BIASES, DYNAMIC, FACTORS
 from expertweaver.formats.parts.softmax import SoftmaxFormat
 
 
@@ -35,7 +35,7 @@ FORMAT = SoftmaxFormat(
     architecture="Qwen3MoeForCausalLM",
     capabilities=Capabilities(
         engines=("transformers", "vLLM", "llama.cpp"),
-        not_served={BIASES: ("llama.cpp",), FACTORS: ("llama.cpp",)},
+        not_served=dict.fromkeys((BIASES, DYNAMIC, FACTORS), ("llama.cpp",)),
         attention_biases=(ATTENTION_BIASES,),
         qk_norm="required",
     ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from expertweaver.dense.model import DenseModel
@@ -71,16 +74,31 @@ def _dtype_problems(dense: DenseModel, dtype: torch.dtype) -> list[Problem]:
 
 def unserved(can: Capabilities, dense: DenseModel) -> dict[str, tuple[str, ...]]:
     """What this model has that some engines do not serve in a format, and which."""
-    traits, dims = dense.traits, dense.dims
+    traits, rope = dense.traits, dense.config["rope_parameters"]
+    has = uncommon(vars(dense.dims), rope, biases=bool(traits.biases), window=traits.sliding_window is not None)
+    return {what: engines for what, engines in can.not_served.items() if what in has}
+
+
+def uncommon(sizes: Mapping[str, Any], rope: Mapping[str, Any], *, biases: bool, window: bool) -> set[str]:
+    """What a model has that some engine may not serve in some format.
+
+    Args:
+        sizes: Width, heads and activation, by their names in config.json.
+        rope: The parameters of its rotary positions.
+        biases: Whether its attention has biases.
+        window: Whether a window slides over its context.
+    """
+    width, num_heads, kind = sizes["hidden_size"], sizes["num_attention_heads"], rope.get("rope_type")
     has = {
-        BIASES: bool(traits.biases),
-        ACTIVATION: dims.hidden_act not in ("silu", "swish"),
-        HEADS: dims.head_dim * dims.num_attention_heads != dims.hidden_size,
-        GROUPED: dims.num_key_value_heads != dims.num_attention_heads,
-        WINDOW: traits.sliding_window is not None,
-        FACTORS: dense.config["rope_parameters"].get("rope_type") in ("llama3", "longrope"),
+        BIASES: biases,
+        ACTIVATION: sizes.get("hidden_act") not in SILU,
+        HEADS: (sizes.get("head_dim") or width // num_heads) * num_heads != width,
+        GROUPED: sizes["num_key_value_heads"] != num_heads,
+        WINDOW: window,
+        FACTORS: kind in ("llama3", "longrope"),
+        DYNAMIC: kind == "dynamic",
     }
-    return {what: engines for what, engines in can.not_served.items() if has[what]}
+    return {what for what, there in has.items() if there}
 
 
 def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
@@ -100,10 +118,13 @@ def engine_notes(name: str, can: Capabilities, dense: DenseModel) -> list[str]:
 
 BIASES = "attention biases"
 ACTIVATION = "an activation other than silu"
+SILU = ("silu", "swish")
+"""What transformers calls it."""
 HEADS = "heads of another size than hidden_size / num_attention_heads"
 GROUPED = "fewer heads for keys than for queries"
 WINDOW = "a sliding window"
 FACTORS = "factors of the rotary frequencies (Llama 3, longrope)"
+DYNAMIC = "rotary positions that change with the length"
 WIDE = {"head": "one head wide", "projection": "over the whole projection"}
 PLACED = {
     "before": "before attention and FFN",
