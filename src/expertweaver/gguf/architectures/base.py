@@ -23,7 +23,8 @@ Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[floa
 KeyValues = Mapping[str, Value]
 Config = Mapping[str, Any]
 
-ELSEWHERE = "Serve this model with transformers or vLLM."
+ELSEWHERE = "Serve this model with transformers."
+"""What to do where llama.cpp cannot compute a model; `gguf/fit.py` puts what it knows of the model in its place."""
 
 MAX_EXPERTS = 1024
 """More make llama.cpp stop when it loads the file, in any architecture."""

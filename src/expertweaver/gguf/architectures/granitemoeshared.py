@@ -10,14 +10,13 @@ from collections.abc import Mapping
 
 from expertweaver.dense.reader import TensorInfo
 from expertweaver.errors import Problem
+from expertweaver.formats.parts.fit import SILU
 from expertweaver.gguf.architectures.base import ELSEWHERE, Config, KeyValues, Part, PlannedTensor, check_num_experts
 from expertweaver.gguf.architectures.parts.layers import ATTENTION, FFN_NORM, Layer, decoder, decoder_sizes, paired
 from expertweaver.gguf.architectures.parts.rotary import WITH_FACTORS, rope_remarks
 
 NAME = "granitemoe"
 ROPES = WITH_FACTORS
-
-SILU = ("silu", "swish")
 
 
 def check(config: Config) -> list[Problem]:

@@ -61,7 +61,7 @@ def tensors(config: Config, stored: Mapping[str, TensorInfo]) -> list[PlannedTen
 
 
 def remarks(config: Config) -> list[str]:
-    """Nothing."""
+    """Nothing to tell."""
     return []
 
 

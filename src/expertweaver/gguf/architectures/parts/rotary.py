@@ -37,19 +37,13 @@ def rope_type(config: Config) -> str:
     return config["rope_parameters"].get("rope_type", "default")
 
 
-def check_rope(config: Config, readable: frozenset[str], instead: str = ELSEWHERE) -> list[Problem]:
-    """Find what of the rotary positions an architecture that reads these types cannot say.
-
-    Args:
-        config: The converted model's.
-        readable: The types that the architecture reads.
-        instead: What to do about another type.
-    """
+def check_rope(config: Config, readable: frozenset[str]) -> list[Problem]:
+    """Find what of the rotary positions an architecture that reads these types cannot say."""
     rope, kind, where = dict(config["rope_parameters"]), rope_type(config), "config.json: rope_parameters"
     if kind not in readable:
         lost = "" if kind not in WITH_FACTORS else "llama.cpp would drop the factors of the frequencies. "
         expected = f"a rope_type that llama.cpp reads in this architecture ({', '.join(sorted(readable))})"
-        return [Problem(where, expected, f"'{kind}'", f"{lost}{instead}")]
+        return [Problem(where, expected, f"'{kind}'", f"{lost}{ELSEWHERE}")]
     problems = []
     known = PARAMETERS[kind] | {"rope_type", "rope_theta", "partial_rotary_factor"}
     if extra := sorted(key for key, value in rope.items() if key not in known and value is not None):
