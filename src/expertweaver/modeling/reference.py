@@ -132,7 +132,8 @@ def membership(expert_neurons: Sequence[Tensor] | Tensor, num_neurons: int, devi
     """One where an expert has a neuron, else zero, [E, F]."""
     members = torch.zeros(len(expert_neurons), num_neurons, device=device)
     owners = [expert for expert, neurons in enumerate(expert_neurons) for _ in range(len(neurons))]
-    members[torch.tensor(owners, device=device), torch.cat(tuple(expert_neurons))] = 1
+    none = torch.empty(0, dtype=torch.int64, device=device)  # there may be no experts, or empty ones
+    members[none.new_tensor(owners), torch.cat([none, *expert_neurons])] = 1
     return members
 
 

@@ -1,0 +1,24 @@
+"""The reference forward: who owns which neurons."""
+
+from __future__ import annotations
+
+import torch
+
+from expertweaver.modeling.reference import membership, owned_neurons
+from expertweaver.modeling.values import Partition
+
+CPU = torch.device("cpu")
+NOBODY = torch.empty(0, dtype=torch.int64)
+
+
+def test_membership_of_overlapping_empty_and_no_experts() -> None:
+    found = membership([torch.tensor([1, 3]), NOBODY, torch.tensor([3])], 4, CPU)
+    assert found.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert membership(torch.tensor([[2, 0], [1, 3]]), 4, CPU).tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+    assert membership([], 4, CPU).shape == (0, 4)
+
+
+def test_shared_neurons_always_run_and_others_with_any_of_their_experts() -> None:
+    partition = Partition(torch.tensor([0]), [torch.tensor([1, 2]), torch.tensor([2, 3])])
+    chosen = torch.tensor([[True, False], [False, True], [False, False]])
+    assert owned_neurons(chosen, partition, 4).int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1], [1, 0, 0, 0]]
