@@ -163,8 +163,10 @@ def weave_model(
     layers: list[WovenLayer] = []
 
     def keep(weights: GLUWeights, design: LayerDesign, traffic: LayerTraffic | None) -> Served:
-        served: Served = partial(serve_design, design=design.on(device), act=act)
-        if stored_as is not None:
+        served: Served
+        if stored_as is None:
+            served = partial(serve_design, design=design.on(device), act=act)
+        else:
             form, dtype = stored_as
             stored = form.store_layer(design, layout, probe_inputs(method, len(layers), statistics, traffic)())
             served = partial(stored_ffn, stored=stored.on(device), layout=layout, form=form, dtype=dtype, act=act)
