@@ -12,8 +12,8 @@ from expertweaver.recipe.schema import Recipe
 TYPICAL_RIDGES = 3
 """Ridges that the repair solves for as a rule: the first and its neighbours."""
 
-LIBRARY_BYTES = 400_000_000
-"""Of torch and transformers in a process that computes nothing (docs/cost.md)."""
+LIBRARY_BYTES = 450_000_000
+"""Of torch and transformers in a process that has converted a toy (docs/cost.md)."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,21 @@ class Needs:
         return BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
 
     def _repair_bytes(self) -> int:
-        """The system's matrix (by neurons half of it) and its factor in float64, kept activations, candidates."""
+        """By neurons half the system's matrix beside a batch, or beside its factor; by tokens all of both. In float64.
+
+        With it go candidates, and by tokens the kept activations.
+        """
+        from expertweaver.calibration.samples import BATCH_TOKENS
+        from expertweaver.weaving import TOKEN_BATCH
+
         if not self.recipe.method.repair:
             return 0
-        unknowns, wide = self._unknowns(), self.dense.dims.intermediate_size
-        by_neuron = 12 * wide**2 + 32 * self._matrix()
-        by_token = 16 * unknowns**2 + 8 * unknowns * wide + 56 * self._matrix()
-        return (by_neuron if self._num_fitting() >= wide else by_token) + self._batch_bytes()
+        unknowns, dims = self._unknowns(), self.dense.dims
+        wide = dims.intermediate_size
+        if self._num_fitting() < wide:
+            return 16 * unknowns**2 + 8 * unknowns * wide + 56 * self._matrix() + self._batch_bytes()
+        batch = 4 * (BATCH_TOKENS * (wide + 4 * dims.hidden_size) + 4 * TOKEN_BATCH * wide)
+        return max(4 * wide**2 + batch, 12 * wide**2) + 32 * self._matrix()
 
     def _gradient_bytes(self) -> int:
         """Hidden states entering every layer, in float32, and the graph of a batch of one layer or of the head."""

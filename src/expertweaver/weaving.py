@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expertweaver.calibration.samples import CalibrationSet
 from expertweaver.calibration.statistics import LayerStatistics
-from expertweaver.calibration.traffic import LayerTraffic, Streams, TrafficSample
+from expertweaver.calibration.traffic import LayerTraffic, Streams, TrafficBatch, TrafficSample
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.runner import CPU
 from expertweaver.distributed import ALONE, Group
@@ -27,6 +27,10 @@ from expertweaver.partition.budget import SliceBudget
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import MethodSection
 from expertweaver.repair.least_squares import Batch, repair_down
+
+TOKEN_BATCH = 512
+"""Tokens at most whose activations are computed at a time for the repair; in even parts, as some kernels round a few
+rows differently than many."""
 
 
 class Served(Protocol):
@@ -206,24 +210,30 @@ def repaired(
         traffic: The layer's tokens.
         device: Where products, sums and the solution are computed.
     """
-    exact, act = weights.to(torch.float32, device), activation(weights.hidden_act)
-    served = design.on(device)
+    act, served, down = activation(weights.hidden_act), design.on(device), weights.down.to(device, torch.float32)
 
-    def running(judging: bool) -> Iterable[Batch]:
+    def running(batch: TrafficBatch, exact: GLUWeights) -> Batch:
+        x, target = batch.x.to(device), batch.target.to(device)
+        active, parts = x.new_empty(len(x), exact.num_neurons), -(-len(x) // TOKEN_BATCH)
+        for inputs, found in zip(x.tensor_split(parts), active.tensor_split(parts), strict=True):
+            gate_act, neuron_act = neuron_activations(inputs, exact, act)
+            runs = running_neurons(inputs, gate_act, neuron_act, served, exact.down)
+            torch.mul(neuron_act, runs, out=found)
+        return active, target if served.bias is None else target - served.bias
+
+    def batches(judging: bool) -> Iterator[Batch]:
+        exact = weights.to(torch.float32, device)  # only while batches are read: what is between them is large
         for batch in traffic.batches(judging=judging):
-            x, target = batch.x.to(device), batch.target.to(device)
-            gate_act, neuron_act = neuron_activations(x, exact, act)
-            active = neuron_act.mul_(running_neurons(x, gate_act, neuron_act, served, exact.down))
-            del gate_act  # as large as what is given on
-            yield active, target if served.bias is None else target - served.bias
-        return_freed_memory()  # what follows the batches is large
+            yield running(batch, exact)
+        del exact
+        return_freed_memory()
 
     group = traffic.group
     repair = repair_down(
-        running(False),
-        lambda: running(True),
-        exact.down,
+        batches(judging=False),
+        lambda: batches(judging=True),
+        down,
         num_fitting=sum(group.all(traffic.num_fitting)),
         group=group,
     )
-    return replace(design, down=repair.down.cpu(), measures={**design.measures, **repair.measures(exact.down)})
+    return replace(design, down=repair.down.cpu(), measures={**design.measures, **repair.measures(down)})

@@ -98,7 +98,10 @@ class LayerRunner:
         """
         module.mlp.ffn = ffn
         there = hidden.to(self.device), sample_ids.to(self.device)
-        return self.stock.run_layer(module, *there, with_graph=with_graph).to(hidden.device)
+        try:
+            return self.stock.run_layer(module, *there, with_graph=with_graph).to(hidden.device)
+        finally:
+            module.mlp.ffn = _empty_slot  # what an FFN holds on to may be large
 
     def stop_at_ffn(self, module: Any, hidden: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer up to its FFN.

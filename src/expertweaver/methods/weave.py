@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import TrafficSample
+from expertweaver.machine import return_freed_memory
 from expertweaver.methods.base import remaining_neurons, same_shared
 from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
@@ -32,8 +33,8 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 SHARED = -1
-TOKEN_BATCH, NEURON_BATCH = 512, 256
-SAMPLE_ACTIVATIONS = 80_000_000
+TOKEN_BATCH, NEURON_BATCH = 512, 128
+SAMPLE_ACTIVATIONS = 68_000_000
 SEARCH_ROUNDS = 2
 """Rounds after which the shared share of a layer is chosen."""
 
@@ -73,7 +74,7 @@ class Options(MethodSection):
         return True
 
     def num_cluster_tokens(self, intermediate_size: int) -> int:
-        """Tokens of the sample; auto: as many as 80 million activations allow, from 8,192 to 65,536."""
+        """Tokens of the sample; auto: as many as 68 million activations allow, from 8,192 to 65,536."""
         if self.cluster_tokens != "auto":
             return self.cluster_tokens
         return min(max(SAMPLE_ACTIVATIONS // intermediate_size, 8192), 65536)
@@ -101,10 +102,10 @@ class Options(MethodSection):
         return "method.shared_share"
 
     def extra_memory(self, *, hidden_size: int, intermediate_size: int, num_tokens: int) -> int:
-        """Activations of the sample, its inputs in three forms, and activations of a batch of tokens or neurons."""
+        """Activations of the sample, its inputs in two forms, and activations of a batch of tokens or neurons."""
         sample = min(num_tokens, self.num_cluster_tokens(intermediate_size))
         copies = 3 if self.clusters == "coactivation" else 1
-        inputs = 3 * sample * hidden_size + 3 * intermediate_size * hidden_size
+        inputs = 2 * sample * hidden_size + 3 * intermediate_size * hidden_size
         batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
         return 4 * (copies * sample * intermediate_size + inputs + batches)
 
@@ -136,8 +137,10 @@ def design(
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
     sample = _Sample.of(evidence, weights.to(torch.float32))
+    return_freed_memory()
     regressor = RidgeRegressor(sample.x, ridge=options.router_ridge, with_bias=options.router_bias)
     features = _features(options, layer, sample, regressor, budget)
+    return_freed_memory()
     counts = _shared_counts(options, allocation, budget)
     weavers = [_Weaver(options, layer, sample, features, regressor, num_shared, budget) for num_shared in counts]
     searched = min(SEARCH_ROUNDS, options.rounds) if len(weavers) > 1 else options.rounds
@@ -157,8 +160,9 @@ def _features(options: Options, layer: int, sample: _Sample, regressor: RidgeReg
         num_active = budget.active_slices * budget.slice_width
         contribution = contributions(sample.neuron_act.T, sample.down)
         return coactivation_features(contribution, num_active, dims=FEATURE_DIMS, seed=seed)
-    told = torch.cat([regressor.directions(part.abs()) for part in sample.neuron_act.split(NEURON_BATCH)])
-    return projected(normalize(told), FEATURE_DIMS, seed=seed)
+    strengths = (neurons.abs() for neurons in sample.neuron_act.split(NEURON_BATCH))
+    told = (normalize(directions) for directions in regressor.directions(strengths))
+    return torch.cat([projected(directions, FEATURE_DIMS, seed=seed) for directions in told])
 
 
 def _shared_counts(options: Options, allocation: Allocation, budget: SliceBudget) -> list[int]:
@@ -284,4 +288,5 @@ class _Weaver:
         always = torch.ones(len(running), 1, dtype=torch.bool)
         gain = captured_energy(self.sample.judging_act, self.sample.down_norm, torch.cat([running, always], dim=1))
         captured = gain.gather(1, everywhere[:, None] % gain.shape[1]).sum() / gain[:, -1].sum().clamp_min(1e-30)
+        return_freed_memory()
         return _Trial(everywhere, router, float(captured))

@@ -131,9 +131,10 @@ def running_neurons(x: Tensor, gate_act: Tensor, neuron_act: Tensor, design: Lay
 def membership(expert_neurons: Sequence[Tensor] | Tensor, num_neurons: int, device: torch.device) -> Tensor:
     """One where an expert has a neuron, else zero, [E, F]."""
     members = torch.zeros(len(expert_neurons), num_neurons, device=device)
-    owners = [expert for expert, neurons in enumerate(expert_neurons) for _ in range(len(neurons))]
+    sizes = torch.tensor([len(neurons) for neurons in expert_neurons], dtype=torch.int64)
+    owners = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
     none = torch.empty(0, dtype=torch.int64, device=device)  # there may be no experts, or empty ones
-    members[none.new_tensor(owners), torch.cat([none, *expert_neurons])] = 1
+    members[owners, torch.cat([none, *expert_neurons])] = 1
     return members
 
 

@@ -48,7 +48,7 @@ def balanced_kmeans(
         distances = _squared_distances(rows, centroids)
         labels = assign_greedily(distances, capacity)
         centroids = _means(rows, labels, num_clusters)
-        inertia = float(((rows - centroids[labels]) ** 2).sum())
+        inertia = float(_squares(rows, centroids[labels]).sum())
         if best is None or inertia < best[0]:
             best = (inertia, labels)
         if previous is not None and np.array_equal(labels, previous):
@@ -86,6 +86,11 @@ def assign_greedily(distances: np.ndarray, capacity: int) -> np.ndarray:
 def _squared_distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     cross = rows @ centroids.T
     return np.maximum((rows**2).sum(axis=1)[:, None] - 2 * cross + (centroids**2).sum(axis=1)[None, :], 0)
+
+
+def _squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Squared differences, in the memory of the others."""
+    return np.square(np.subtract(rows, others, out=others), out=others)
 
 
 def _means(rows: np.ndarray, labels: np.ndarray, num_clusters: int) -> np.ndarray:

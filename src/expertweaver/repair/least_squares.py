@@ -19,7 +19,7 @@ FIRST_RIDGE = 1e-2
 BLOCK = 512
 """Rows of the Gram matrix that are updated at a time; only those parts from the diagonal on are computed and kept."""
 
-OUTPUTS = 256
+OUTPUTS = 128
 """Rows of down_proj that are solved for at a time."""
 
 Batch = tuple[Tensor, Tensor]
@@ -210,6 +210,7 @@ def _neuron_system(fitting: Iterable[Batch], down: Tensor, group: Group) -> _Neu
         for start, block in zip(starts, gram, strict=True):
             block += active[:, start : start + BLOCK].T @ active[:, start:]
         cross += active.T @ target
+        del active, target  # or they would be there beside the next ones
     for part in (cross, *gram):
         group.sum(part)
     return _NeuronSystem(gram, cross, down)
@@ -229,5 +230,6 @@ def _judge(judging: Iterable[Batch], candidates: Sequence[Tensor], group: Group)
         power += float(target.double().square().sum())
         for number, down in enumerate(candidates):
             errors[number] += float((active @ down.T - target).double().square().sum())
+        del active, target
     power, *errors = group.sum(torch.tensor([power, *errors], dtype=torch.float64)).tolist()
     return errors, max(power, 1e-30)

@@ -31,16 +31,17 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
 
     Source: ours (docs/concepts.md, weave step 6), in place of logistic steps on "is this expert in the true top-K".
     """
-    exact, scale = start.weight.double(), inputs.num_tokens**0.5
-    whitened, centre = exact @ inputs.factor / scale, start.bias + exact @ inputs.mean
-    weight, bias = _scaled(inputs.whitened, whitened.float(), centre.float())
+    exact, scale, whitened = start.weight.double(), inputs.num_tokens**0.5, inputs.whitened()
+    slopes, centre = exact @ inputs.factor / scale, start.bias + exact @ inputs.mean
+    weight, bias = _scaled(whitened, slopes.float(), centre.float())
     gain = gain / gain.abs().sum(dim=1).mean().clamp_min(1e-30)
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
     count = min(BATCH_TOKENS, inputs.num_tokens)
+    z = whitened.new_empty(count, whitened.shape[1])
     for step in range(steps):
         tokens = torch.randint(inputs.num_tokens, (count,), generator=generator)
-        z = inputs.whitened[tokens]
+        torch.index_select(whitened, 0, tokens, out=z)
         slope = _slope(z @ weight.T + bias, gain[tokens], start.num_experts_per_tok)
         weight.grad = slope.T @ z / count
         bias.grad = slope.mean(dim=0) if inputs.with_bias else torch.zeros_like(bias)

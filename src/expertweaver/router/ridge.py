@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from expertweaver.errors import PartitionError, Problem
 from expertweaver.modeling.values import Router
+
+TOKEN_BATCH, INPUT_BATCH = 1024, 128
+"""Tokens, or places of the inputs, that are centred at a time, at most."""
 
 
 def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequence[Tensor]) -> Tensor:
@@ -22,11 +24,15 @@ def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequen
 
     Source: docs/concepts.md, weave step 4; the squared norm is h (Wd Wd') h', which never forms the output.
     """
-    norms = []
-    for neurons in expert_neurons:
-        columns, act = down[:, neurons], neuron_act[neurons]
-        norms.append(((columns.T @ columns @ act) * act).sum(dim=0).clamp_min(0).sqrt())
-    return torch.stack(norms, dim=1)
+    norms = neuron_act.new_empty(neuron_act.shape[1], len(expert_neurons))
+    widest = max(len(neurons) for neurons in expert_neurons)
+    act, mixed = (neuron_act.new_empty(widest, neuron_act.shape[1]) for _ in range(2))
+    for norm, neurons in zip(norms.unbind(dim=1), expert_neurons, strict=True):
+        columns, some, mix = down[:, neurons], act[: len(neurons)], mixed[: len(neurons)]
+        torch.index_select(neuron_act, 0, neurons, out=some)
+        torch.mm(columns.T @ columns, some, out=mix)
+        torch.sum(mix.mul_(some), dim=0, out=norm)
+    return norms.clamp_min_(0).sqrt_()
 
 
 class RidgeRegressor:
@@ -52,7 +58,7 @@ class RidgeRegressor:
         self.with_bias = with_bias
         self.inputs = ffn_input
         self.mean = ffn_input.mean(dim=0, dtype=torch.float64) * with_bias
-        centred = self.centred
+        centred = ffn_input - self.mean.float()
         gram = (centred.T @ centred).double()
         scale = gram.diagonal().mean().clamp_min(1e-30)
         self.factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
@@ -67,24 +73,29 @@ class RidgeRegressor:
         """T."""
         return len(self.inputs)
 
-    @property
-    def centred(self) -> Tensor:
-        """Inputs minus mean, [T, H]: made anew, rather than kept beside the inputs."""
-        return self.inputs - self.mean.float()
-
-    @cached_property
     def whitened(self) -> Tensor:
-        """Inputs of mean zero and, but for the ridge, unit covariance, [T, H] float32."""
+        """Inputs of mean zero and, but for the ridge, unit covariance, [T, H] float32: made anew, not kept."""
         inverse = torch.linalg.inv(self.factor).float() * self.num_tokens**0.5
-        return self.centred @ inverse.T
+        mean, result, parts = self.mean.float(), torch.empty_like(self.inputs), -(-self.num_tokens // TOKEN_BATCH)
+        for inputs, found in zip(self.inputs.tensor_split(parts), result.tensor_split(parts), strict=True):
+            torch.matmul(inputs - mean, inverse.T, out=found)
+        return result
 
-    def directions(self, target: Tensor) -> Tensor:
-        """What the inputs tell of each target: its regression on the whitened inputs, [n, H], from targets [n, T].
+    def directions(self, targets: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What the inputs tell of each target: its regression on the whitened inputs, one a row.
 
         The length of a row is the standard deviation of the target's predictable part; the cosine of two rows is the
         correlation of their predictable parts.
+
+        Args:
+            targets: Some of them at a time, [n, T].
+
+        Yields:
+            [n, H] for each.
         """
-        return (target - target.mean(dim=1, keepdim=True)) @ self.whitened / self.num_tokens
+        whitened = self.whitened()
+        for target in targets:
+            yield (target - target.mean(dim=1, keepdim=True)) @ whitened / self.num_tokens
 
     def fit(self, target: Tensor, num_experts_per_tok: int) -> Router:
         """Regress targets [T, E] on the inputs, in the form in which a router is stored.
@@ -92,7 +103,9 @@ class RidgeRegressor:
         Source: docs/concepts.md, weave step 4; D2DMoE (2310.04361) regresses the same norms with an MLP.
         """
         centre = target.double().mean(dim=0) * self.with_bias
-        cross = (self.centred.T @ (target - centre.float())).double()
+        places = zip(self.inputs.split(INPUT_BATCH, dim=1), self.mean.float().split(INPUT_BATCH), strict=True)
+        target = target - centre.float()
+        cross = torch.cat([(inputs - mean).T @ target for inputs, mean in places]).double()
         weight = torch.cholesky_solve(cross, self.factor).T
         return stored_form(weight, centre, self.mean, num_experts_per_tok)
 

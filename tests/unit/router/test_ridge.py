@@ -65,7 +65,7 @@ def test_directions_are_correlated_as_the_predictable_parts_are() -> None:
     x = torch.randn(6000, 5, generator=g) * torch.tensor([0.1, 1.0, 10.0, 3.0, 0.5])
     mixing = torch.randn(5, 4, generator=g)
     predictable = (x @ mixing).T
-    found = RidgeRegressor(x, ridge=1e-9).directions(predictable + 2 * torch.randn(4, 6000, generator=g))
+    (found,) = RidgeRegressor(x, ridge=1e-9).directions([predictable + 2 * torch.randn(4, 6000, generator=g)])
     cosine = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(found, dim=1).T
     assert torch.allclose(cosine, torch.corrcoef(predictable), atol=0.05)
     assert torch.allclose(found.norm(dim=1), predictable.std(dim=1), rtol=0.05)
