@@ -5,9 +5,11 @@
 makes a Llama of these sizes with random weights, times a dense forward pass of its decoder layers over the calibration
 tokens by stock transformers (batches of whole sequences, no head), then a whole `convert`, then the dense pass again,
 each in a process of its own. All use the same threads and the same arithmetic; ratios are to the mean of both passes.
+`--passes 1` leaves the second dense pass out.
 Random weights cost what trained ones do: no step depends on their values except the number of clustering rounds, which
 is capped. For a method that works layer by layer the time of the layers is divided into its parts, and the peak memory
-is set beside its bound: two decoder layers, hidden states, two F x F matrices in float64, and the libraries.
+is set beside its bound: two decoder layers, hidden states, two F x F matrices in float64, and the libraries, which are
+what the process holds after it has converted a toy.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 from shapes import Shape, save_random, save_words, weave_bound
 
 VOCAB_SIZE = 4096
+TOY = Shape(64, 256, 1, 1, 1, VOCAB_SIZE)
+TOY_SAMPLES, TOY_SLICES = 8, 16
 STEPS = ("dense", "convert")
 
 
@@ -36,8 +40,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         _make_model(args)
-        before, conversion, after = (_run_apart(step, args) for step in ("dense", "convert", "dense"))
-    _print_table(args, (before, after), conversion)
+        steps = ("dense", "convert", "dense")[: args.passes + 1]
+        first, conversion, *again = (_run_apart(step, args) for step in steps)
+    _print_table(args, [first, *again], conversion)
 
 
 def _parse() -> argparse.Namespace:
@@ -52,6 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--method", default="weave")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--passes", type=int, choices=(1, 2), default=2, help="Dense passes to compare with.")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -78,13 +84,15 @@ def _shape(args: argparse.Namespace) -> Shape:
 
 def _make_model(args: argparse.Namespace) -> None:
     save_random(args.folder / "dense", _shape(args))
-    words = {"num_samples": args.num_samples, "sequence_length": args.sequence_length}
-    save_words(args.folder / "text.jsonl", **words)
+    save_words(args.folder / "text.jsonl", num_samples=args.num_samples, sequence_length=args.sequence_length)
+    save_random(args.folder / "toy", TOY)
 
 
 def _dense_step(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM
+
+    from expertweaver import machine
 
     dtype = getattr(torch, args.compute_dtype)
     loaded: Any = LlamaForCausalLM.from_pretrained(args.folder / "dense", dtype=dtype).eval().to(args.device)
@@ -98,28 +106,34 @@ def _dense_step(args: argparse.Namespace) -> dict[str, Any]:
         for batch in tokens.split(step):
             last = model(batch.to(args.device), use_cache=False)[0]
         last[0, 0].cpu()  # waits for a GPU
-    return {"seconds": {"dense forward": time.perf_counter() - start}, "peak_bytes": _peak()}
+    return {"seconds": {"dense forward": time.perf_counter() - start}, "peak_bytes": machine.peak_memory()}
 
 
 def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
-    from expertweaver import convert, make_recipe
-
-    settings = {
-        "method": args.method,
-        "mlp_sparsity": args.mlp_sparsity,
-        "num_slices": args.num_slices,
-        "calibration": [str(args.folder / "text.jsonl")],
-        "calibration.num_samples": args.num_samples,
-        "calibration.sequence_length": args.sequence_length,
-        "calibration.compute_dtype": args.compute_dtype,
-    }
     import torch  # noqa: F401 (imports are not part of the conversion's time)
     from transformers import AutoTokenizer, Glm4MoeForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    parts = _time_the_parts(args.device)
-    before = _peak()
-    done = convert(make_recipe(args.folder / "dense", settings=settings), args.folder / "sparse", device=args.device)
-    return {"seconds": done.seconds, "parts": parts, "peak_bytes": _peak(), "before_bytes": before}
+    from expertweaver import convert, machine, make_recipe
+
+    def converted(source: str, num_samples: int, num_slices: int) -> dict[str, float]:
+        settings = {
+            "method": args.method,
+            "mlp_sparsity": args.mlp_sparsity,
+            "num_slices": num_slices,
+            "calibration": [str(args.folder / "text.jsonl")],
+            "calibration.num_samples": num_samples,
+            "calibration.sequence_length": args.sequence_length,
+            "calibration.compute_dtype": args.compute_dtype,
+        }
+        recipe = make_recipe(args.folder / source, settings=settings)
+        return convert(recipe, args.folder / f"sparse-{source}", device=args.device).seconds
+
+    converted("toy", min(TOY_SAMPLES, args.num_samples), TOY_SLICES)
+    machine.return_freed_memory()
+    machine.forget_peak_memory()
+    libraries, parts = machine.peak_memory(), _time_the_parts(args.device)
+    seconds = converted("dense", args.num_samples, args.num_slices)
+    return {"seconds": seconds, "parts": parts, "peak_bytes": machine.peak_memory(), "library_bytes": libraries}
 
 
 def _time_the_parts(device: str) -> dict[str, float]:
@@ -164,13 +178,7 @@ def _stopwatch(function: Any, title: str, seconds: dict[str, float], now: Callab
 _STEPS = {"dense": _dense_step, "convert": _convert_step}
 
 
-def _peak() -> int:
-    """Peak resident memory of this process alone; the usual getrusage would carry over the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def _print_table(args: argparse.Namespace, passes: tuple[dict[str, Any], ...], conversion: dict[str, Any]) -> None:
+def _print_table(args: argparse.Namespace, passes: list[dict[str, Any]], conversion: dict[str, Any]) -> None:
     import torch
 
     seconds = [run["seconds"]["dense forward"] for run in passes]
@@ -190,10 +198,10 @@ def _print_table(args: argparse.Namespace, passes: tuple[dict[str, Any], ...], c
                     print(f"  {part:<34}{spent_there:8.1f} s   {spent_there / dense:5.2f} x")
     total = sum(conversion["seconds"].values())
     print(f"{'conversion':<36}{total:8.1f} s   {total / dense:5.2f} x")
-    peak, before = conversion["peak_bytes"], conversion["before_bytes"]
-    print(f"peak memory of the conversion {peak / 1e6:.0f} MB, of which libraries {before / 1e6:.0f} MB")
+    peak, libraries = conversion["peak_bytes"], conversion["library_bytes"]
+    print(f"peak memory of the conversion {peak / 1e6:.0f} MB, of which libraries {libraries / 1e6:.0f} MB")
     bound = weave_bound(_shape(args), tokens, hidden_bytes=4 if args.compute_dtype == "float32" else 2)
-    print(f"two layers, hidden states, two F x F, libraries {(bound + before) / 1e6:.0f} MB")
+    print(f"two layers, hidden states, two F x F, libraries {(bound + libraries) / 1e6:.0f} MB")
     print(f"peak memory of the dense pass {max(run['peak_bytes'] for run in passes) / 1e6:.0f} MB")
 
 

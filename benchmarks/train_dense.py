@@ -4,7 +4,8 @@
 
 reads files of {"domain", "text"} rows, holds some documents of every domain back, and trains on the others with the
 tokenizer of the model that ships. OUT gets the model (bfloat16), `calibration.jsonl` (documents that it was trained
-on), `heldout.jsonl` (documents that it was not) and `training.json` (what was done). The learning rate follows the
+on), `joined.jsonl` (the same, those of a domain joined until they fill a sequence), `heldout.jsonl` (documents that it
+was not trained on) and `training.json` (what was done). The learning rate follows the
 clock, so a faster machine trains on more tokens: quality is that of the machine, the comparison on it is fair all the
 same.
 """
@@ -41,8 +42,11 @@ def main() -> None:
     heldout = {domain: texts[: args.hold_out] for domain, texts in documents.items()}
     training = {domain: texts[args.hold_out :] for domain, texts in documents.items()}
     _save(args.out / "heldout.jsonl", heldout)
-    _save(args.out / "calibration.jsonl", {domain: texts[: args.calibrate] for domain, texts in training.items()})
+    calibration = {domain: texts[: args.calibrate] for domain, texts in training.items()}
+    _save(args.out / "calibration.jsonl", calibration)
     tokenizer = AutoTokenizer.from_pretrained(shipped_model())
+    joined = {domain: _joined(tokenizer, texts, args.length) for domain, texts in calibration.items()}
+    _save(args.out / "joined.jsonl", joined)
     stream = _tokens(tokenizer, [text for texts in training.values() for text in texts])
     judged = _tokens(tokenizer, [text for texts in heldout.values() for text in texts])
     model: Any = LlamaForCausalLM(_config(args, tokenizer)).to(args.device)
@@ -98,6 +102,19 @@ def _read(files: list[Path]) -> dict[str, list[str]]:
 def _save(file: Path, documents: dict[str, list[str]]) -> None:
     rows = ({"domain": domain, "text": text} for domain, texts in documents.items() for text in texts)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def _joined(tokenizer: Any, texts: list[str], length: int) -> list[str]:
+    """Texts one after the other, an empty line between them, in documents of at least `length` tokens but the last."""
+    documents: list[list[str]] = [[]]
+    room = length
+    for text in texts:
+        documents[-1].append(text)
+        room -= len(_tokens(tokenizer, [text]))
+        if room <= 0:
+            documents.append([])
+            room = length
+    return ["\n\n".join(parts) for parts in documents if parts]
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
