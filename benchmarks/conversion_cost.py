@@ -28,7 +28,7 @@ from shapes import Shape, save_random, save_words, weave_bound
 
 VOCAB_SIZE = 4096
 TOY = Shape(64, 256, 1, 1, 1, VOCAB_SIZE)
-TOY_SAMPLES, TOY_SLICES = 8, 16
+TOY_SAMPLES, TOY_SLICES, TOY_SPARSITY = 8, 16, 0.25
 STEPS = ("dense", "convert")
 
 
@@ -115,10 +115,10 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
 
     from expertweaver import convert, machine, make_recipe
 
-    def converted(source: str, num_samples: int, num_slices: int) -> dict[str, float]:
+    def converted(source: str, num_samples: int, num_slices: int, mlp_sparsity: float) -> dict[str, float]:
         settings = {
             "method": args.method,
-            "mlp_sparsity": args.mlp_sparsity,
+            "mlp_sparsity": mlp_sparsity,
             "num_slices": num_slices,
             "calibration": [str(args.folder / "text.jsonl")],
             "calibration.num_samples": num_samples,
@@ -128,11 +128,11 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
         recipe = make_recipe(args.folder / source, settings=settings)
         return convert(recipe, args.folder / f"sparse-{source}", device=args.device).seconds
 
-    converted("toy", min(TOY_SAMPLES, args.num_samples), TOY_SLICES)
+    converted("toy", min(TOY_SAMPLES, args.num_samples), TOY_SLICES, TOY_SPARSITY)
     machine.return_freed_memory()
     machine.forget_peak_memory()
     libraries, parts = machine.peak_memory(), _time_the_parts(args.device)
-    seconds = converted("dense", args.num_samples, args.num_slices)
+    seconds = converted("dense", args.num_samples, args.num_slices, args.mlp_sparsity)
     return {"seconds": seconds, "parts": parts, "peak_bytes": machine.peak_memory(), "library_bytes": libraries}
 
 

@@ -4,8 +4,8 @@
 
 makes random bfloat16 weights shard by shard, converts them by weave in a process of its own, and prints the largest
 resident memory of that process, the plan's estimate, and the bound: two decoder layers in float32, three streams of
-hidden states, two F x F matrices in float64, and the libraries. Ends with 1 if the peak is above the bound. It needs
-four bytes of disk a parameter.
+hidden states, two F x F matrices in float64, and the imported libraries. Ends with 1 if the peak is above the bound. It
+needs four bytes of disk a parameter.
 """
 
 from __future__ import annotations

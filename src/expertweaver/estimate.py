@@ -132,12 +132,13 @@ class Needs:
         return BATCH_TOKENS * (3 * dims.intermediate_size + 4 * dims.hidden_size) * 4
 
     def _repair_bytes(self) -> int:
-        """By neurons half the system's matrix beside a batch, or beside its factor; by tokens all of both. In float64.
+        """Of the system, of candidates, and of what they are fitted on. Square matrices are in float64.
 
-        With it go candidates, and by tokens the kept activations.
+        By neurons: half the matrix, and beside it a batch or the factor, whichever is larger. By tokens: the matrix,
+        its factor, all activations and a batch.
         """
         from expertweaver.calibration.samples import BATCH_TOKENS
-        from expertweaver.weaving import TOKEN_BATCH
+        from expertweaver.modeling.reference import PART_TOKENS
 
         if not self.recipe.method.repair:
             return 0
@@ -145,7 +146,7 @@ class Needs:
         wide = dims.intermediate_size
         if self._num_fitting() < wide:
             return 16 * unknowns**2 + 8 * unknowns * wide + 56 * self._matrix() + self._batch_bytes()
-        batch = 4 * (BATCH_TOKENS * (wide + 4 * dims.hidden_size) + 4 * TOKEN_BATCH * wide)
+        batch = 4 * (BATCH_TOKENS * (wide + 4 * dims.hidden_size) + 4 * PART_TOKENS * wide)
         return max(4 * wide**2 + batch, 12 * wide**2) + 32 * self._matrix()
 
     def _gradient_bytes(self) -> int:

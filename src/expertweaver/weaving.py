@@ -20,17 +20,20 @@ from expertweaver.distributed import ALONE, Group
 from expertweaver.formats.base import Format, stored_ffn, uniform_layout
 from expertweaver.machine import return_freed_memory
 from expertweaver.methods.base import load_method
-from expertweaver.modeling.reference import Activation, activation, designed_ffn, neuron_activations, running_neurons
+from expertweaver.modeling.reference import (
+    Activation,
+    activation,
+    designed_ffn,
+    neuron_activations,
+    running_neurons,
+    token_parts,
+)
 from expertweaver.modeling.values import GLUWeights, LayerDesign
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
 from expertweaver.progress import SILENT, Progress
 from expertweaver.recipe.schema import MethodSection
 from expertweaver.repair.least_squares import Batch, repair_down
-
-TOKEN_BATCH = 512
-"""Tokens at most whose activations are computed at a time for the repair; in even parts, as some kernels round a few
-rows differently than many."""
 
 
 class Served(Protocol):
@@ -214,8 +217,8 @@ def repaired(
 
     def running(batch: TrafficBatch, exact: GLUWeights) -> Batch:
         x, target = batch.x.to(device), batch.target.to(device)
-        active, parts = x.new_empty(len(x), exact.num_neurons), -(-len(x) // TOKEN_BATCH)
-        for inputs, found in zip(x.tensor_split(parts), active.tensor_split(parts), strict=True):
+        active = x.new_empty(len(x), exact.num_neurons)
+        for inputs, found in token_parts(x, active):
             gate_act, neuron_act = neuron_activations(inputs, exact, act)
             runs = running_neurons(inputs, gate_act, neuron_act, served, exact.down)
             torch.mul(neuron_act, runs, out=found)

@@ -68,7 +68,7 @@ def test_the_repair_needs_no_more_than_two_square_matrices_of_the_smaller_kind(t
     assert without._repair_bytes() == 0
     fitting = num_tokens - num_tokens // 8
     assert (fitting >= 256) == (num_tokens >= 292)
-    batch = 4 * (2048 * (256 + 4 * 64) + 4 * 512 * 256)
+    batch = 4 * (2048 * (256 + 4 * 64) + 4 * 256 * 256)
     by_neuron = max(4 * 256**2 + batch, 12 * 256**2) + 32 * 64 * 256
     by_token = 16 * fitting**2 + 8 * fitting * 256 + 56 * 64 * 256 + of._batch_bytes()
     assert of._repair_bytes() == (by_neuron if fitting >= 256 else by_token)

@@ -19,7 +19,14 @@ from expertweaver.calibration.statistics import LayerStatistics
 from expertweaver.calibration.traffic import TrafficSample
 from expertweaver.machine import return_freed_memory
 from expertweaver.methods.base import remaining_neurons, same_shared
-from expertweaver.modeling.reference import activation, choose_experts, chosen_mask, neuron_activations
+from expertweaver.modeling.reference import (
+    PART_TOKENS,
+    activation,
+    choose_experts,
+    chosen_mask,
+    neuron_activations,
+    token_parts,
+)
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Partition, Router
 from expertweaver.partition.allocation import Allocation, strongest_neurons
 from expertweaver.partition.balanced import balanced_kmeans
@@ -33,7 +40,7 @@ from expertweaver.router.ridge import RidgeRegressor, expert_output_norms
 
 FEATURE_DIMS = 256
 SHARED = -1
-TOKEN_BATCH, NEURON_BATCH = 512, 128
+NEURON_BATCH = 128
 SAMPLE_ACTIVATIONS = 68_000_000
 SEARCH_ROUNDS = 2
 """Rounds after which the shared share of a layer is chosen."""
@@ -106,7 +113,7 @@ class Options(MethodSection):
         sample = min(num_tokens, self.num_cluster_tokens(intermediate_size))
         copies = 3 if self.clusters == "coactivation" else 1
         inputs = 2 * sample * hidden_size + 3 * intermediate_size * hidden_size
-        batches = 2 * sample * NEURON_BATCH + 4 * TOKEN_BATCH * intermediate_size
+        batches = 2 * sample * NEURON_BATCH + 4 * PART_TOKENS * intermediate_size
         return 4 * (copies * sample * intermediate_size + inputs + batches)
 
     def design_products(self, *, hidden_size: int, intermediate_size: int, num_slices: int, num_tokens: int) -> int:
@@ -204,11 +211,10 @@ class _Sample:
 
 
 def _activations(x: Tensor, weights: GLUWeights) -> Tensor:
-    """Neuron activations, one neuron a row: [T, H] to [F, T]; a batch of tokens in memory beside the result."""
+    """Neuron activations, one neuron a row: [T, H] to [F, T]; those of a few tokens in memory beside the result."""
     act, result = activation(weights.hidden_act), torch.empty(weights.num_neurons, len(x))
-    for tokens in range(0, len(x), TOKEN_BATCH):
-        part = slice(tokens, tokens + TOKEN_BATCH)
-        result[:, part] = neuron_activations(x[part], weights, act)[1].T
+    for part, found in token_parts(x, result.T):
+        found.copy_(neuron_activations(part, weights, act)[1])
     return result
 
 
@@ -267,7 +273,8 @@ class _Weaver:
         if self.options.router_steps == 0 or self.num_chosen >= self.num_experts:
             return best
         labels, steps = best.labels[self.rest], self.options.router_steps
-        gain = self._norms(labels).square()
+        gain = self._norms(labels).square_()
+        return_freed_memory()
         refined = refine_router(self.regressor, gain, best.router, steps=steps, seed=self.seed)
         return max(best, self._trial(labels, refined), key=lambda trial: trial.captured)
 

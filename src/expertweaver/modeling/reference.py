@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from expertweaver.modeling.values import GLUWeights, LayerDesign, NeuronOracle, NeuronRouter, Partition, Router
 
 Activation = Callable[[Tensor], Tensor]
+
+PART_TOKENS = 256
+"""Tokens whose activations are computed at a time where a whole batch of them would be large."""
 
 
 def activation(name: str) -> Activation:
@@ -32,6 +35,15 @@ def neuron_activations(x: Tensor, weights: GLUWeights, act: Activation) -> tuple
     """
     gate_act = act(x @ weights.gate.T)
     return gate_act, gate_act * (x @ weights.up.T)
+
+
+def token_parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of at most `PART_TOKENS` tokens of each tensor, [T, ...] to [t, ...].
+
+    The parts are even, because some kernels round a handful of rows differently than many.
+    """
+    parts = max(1, -(-len(rows[0]) // PART_TOKENS))
+    return zip(*(each.tensor_split(parts) for each in rows), strict=True)
 
 
 def dense_ffn(x: Tensor, weights: GLUWeights, act: Activation) -> Tensor:

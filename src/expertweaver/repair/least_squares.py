@@ -19,7 +19,7 @@ FIRST_RIDGE = 1e-2
 BLOCK = 512
 """Rows of the Gram matrix that are updated at a time; only those parts from the diagonal on are computed and kept."""
 
-OUTPUTS = 128
+OUTPUTS = 64
 """Rows of down_proj that are solved for at a time."""
 
 Batch = tuple[Tensor, Tensor]

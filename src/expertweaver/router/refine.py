@@ -53,8 +53,8 @@ def refine_router(inputs: RidgeRegressor, gain: Tensor, start: Router, *, steps:
 
 def _scaled(z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The router with scores of unit spread around a token's mean, which keeps every choice."""
-    scores = z @ weight.T + bias
-    spread = (scores - scores.mean(dim=1, keepdim=True)).std().clamp_min(1e-30)
+    scores = (z @ weight.T).add_(bias)
+    spread = scores.sub_(scores.mean(dim=1, keepdim=True)).std().clamp_min(1e-30)
     return weight / spread, (bias - bias.mean()) / spread
 
 

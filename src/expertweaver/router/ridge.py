@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from expertweaver.errors import PartitionError, Problem
+from expertweaver.modeling.reference import token_parts
 from expertweaver.modeling.values import Router
 
-TOKEN_BATCH, INPUT_BATCH = 1024, 128
-"""Tokens, or places of the inputs, that are centred at a time, at most."""
+COLUMNS = 128
+"""Columns of the inputs that are centred at a time."""
 
 
 def expert_output_norms(neuron_act: Tensor, down: Tensor, expert_neurons: Sequence[Tensor]) -> Tensor:
@@ -76,8 +77,8 @@ class RidgeRegressor:
     def whitened(self) -> Tensor:
         """Inputs of mean zero and, but for the ridge, unit covariance, [T, H] float32: made anew, not kept."""
         inverse = torch.linalg.inv(self.factor).float() * self.num_tokens**0.5
-        mean, result, parts = self.mean.float(), torch.empty_like(self.inputs), -(-self.num_tokens // TOKEN_BATCH)
-        for inputs, found in zip(self.inputs.tensor_split(parts), result.tensor_split(parts), strict=True):
+        mean, result = self.mean.float(), torch.empty_like(self.inputs)
+        for inputs, found in token_parts(self.inputs, result):
             torch.matmul(inputs - mean, inverse.T, out=found)
         return result
 
@@ -103,9 +104,9 @@ class RidgeRegressor:
         Source: docs/concepts.md, weave step 4; D2DMoE (2310.04361) regresses the same norms with an MLP.
         """
         centre = target.double().mean(dim=0) * self.with_bias
-        places = zip(self.inputs.split(INPUT_BATCH, dim=1), self.mean.float().split(INPUT_BATCH), strict=True)
+        columns = zip(self.inputs.split(COLUMNS, dim=1), self.mean.float().split(COLUMNS), strict=True)
         target = target - centre.float()
-        cross = torch.cat([(inputs - mean).T @ target for inputs, mean in places]).double()
+        cross = torch.cat([(inputs - mean).T @ target for inputs, mean in columns]).double()
         weight = torch.cholesky_solve(cross, self.factor).T
         return stored_form(weight, centre, self.mean, num_experts_per_tok)
 
