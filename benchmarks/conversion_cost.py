@@ -128,6 +128,7 @@ def _convert_step(args: argparse.Namespace) -> dict[str, Any]:
         recipe = make_recipe(args.folder / source, settings=settings)
         return convert(recipe, args.folder / f"sparse-{source}", device=args.device).seconds
 
+    machine.hold_little_freed_memory()  # as the command line does
     converted("toy", min(TOY_SAMPLES, args.num_samples), TOY_SLICES, TOY_SPARSITY)
     machine.return_freed_memory()
     machine.forget_peak_memory()

@@ -21,6 +21,11 @@ FORGET_PEAK = "5"
 """What Linux takes for: begin anew to measure the largest resident memory."""
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""What glibc's mallopt takes for: the free memory to keep, and the size from which a block is given back at once."""
+
+LARGE_BLOCK = 16 << 20
+
 TELLING_FEATURES = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "i8mm", "bf16", "sve",
@@ -111,6 +116,18 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def hold_little_freed_memory() -> None:
+    """Let the C library keep no more than a few megabytes of what this process frees, from now on.
+
+    By default glibc comes to keep up to 64 MB at the end of its heap, and to put blocks of up to 32 MB into the heap,
+    where they leave gaps; how many is chance. With another C library there is nothing to do.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
+        mallopt(TRIM_THRESHOLD, LARGE_BLOCK // 2)
 
 
 def forget_peak_memory() -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,3 +66,12 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert kept is not None
     assert left is not None
     assert kept - left > 0.9 * STEP
+
+
+def test_the_c_library_is_told_to_keep_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[int, int] = {}
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=told.__setitem__))
+    machine.hold_little_freed_memory()
+    assert told == {-3: 16 << 20, -1: 8 << 20}
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: SimpleNamespace())
+    machine.hold_little_freed_memory()  # another C library has no such call

@@ -16,6 +16,7 @@ from expertweaver.cli.output import (
     quiet_libraries,
 )
 from expertweaver.distributed import joined, require_one_process
+from expertweaver.machine import hold_little_freed_memory
 
 if TYPE_CHECKING:
     from expertweaver.conversion import Conversion
@@ -72,6 +73,7 @@ def convert_command(
                 _print_plan(request, out, overwrite=overwrite, device=device, as_json=as_json)
                 return
             quiet_libraries()
+            hold_little_freed_memory()
             from expertweaver.conversion import convert
 
             progress = ConsoleProgress()

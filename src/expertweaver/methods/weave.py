@@ -81,10 +81,10 @@ class Options(MethodSection):
         return True
 
     def num_cluster_tokens(self, intermediate_size: int) -> int:
-        """Tokens of the sample; auto: as many as 68 million activations allow, from 8,192 to 65,536."""
+        """Tokens of the sample; auto: as many as 68 million activations allow, at least 8,192."""
         if self.cluster_tokens != "auto":
             return self.cluster_tokens
-        return min(max(SAMPLE_ACTIVATIONS // intermediate_size, 8192), 65536)
+        return max(SAMPLE_ACTIVATIONS // intermediate_size, 8192)
 
     @property
     def needs_selection_bias(self) -> bool:
