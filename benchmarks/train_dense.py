@@ -5,9 +5,8 @@
 reads files of {"domain", "text"} rows, holds some documents of every domain back, and trains on the others with the
 tokenizer of the model that ships. OUT gets the model (bfloat16), `calibration.jsonl` (documents that it was trained
 on), `joined.jsonl` (the same, those of a domain joined until they fill a sequence), `heldout.jsonl` (documents that it
-was not trained on) and `training.json` (what was done). The learning rate follows the
-clock, so a faster machine trains on more tokens: quality is that of the machine, the comparison on it is fair all the
-same.
+was not trained on) and `training.json` (what was done). The learning rate follows the clock, so a faster machine trains
+on more tokens: quality is that of the machine, the comparison on it is fair all the same.
 """
 
 from __future__ import annotations
