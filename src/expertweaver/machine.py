@@ -25,6 +25,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """What glibc's mallopt takes for: the free memory to keep, and the size from which a block is given back at once."""
 
 LARGE_BLOCK = 16 << 20
+"""Bytes from which a block is given back at once; half of it may stay at the heap's end."""
 
 TELLING_FEATURES = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
