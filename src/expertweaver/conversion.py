@@ -27,6 +27,7 @@ from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.checkpoint.writer import LayerWriter
 from expertweaver.dense.reader import TensorReader
 from expertweaver.distributed import ALONE, Group
+from expertweaver.estimate import LIBRARY_BYTES
 from expertweaver.formats.base import Layout, StoredLayer, load_format, uniform_layout
 from expertweaver.machine import available_memory, compute_device
 from expertweaver.methods.base import load_method
@@ -301,7 +302,7 @@ def _verify(
         layout,
         calibration,
         dtype=todo.torch_dtype,
-        memory_budget=available_memory() // 2,
+        memory_budget=min(available_memory() // 2, todo.memory_bytes - LIBRARY_BYTES),  # the plan stays true
         is_partition=Need.OVERLAPPING_EXPERTS not in todo.recipe.method.needs,
     )
 

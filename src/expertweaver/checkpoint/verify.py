@@ -33,13 +33,16 @@ MAX_TIED_SHARE = 0.05
 NUM_SEQUENCES = 2
 SEQUENCE_TOKENS = 64
 
+LOADING_COPIES = 3
+"""Memory that loading takes, over the checkpoint's size in float32: the result, its files, and experts being joined."""
+
 
 @dataclass(frozen=True)
 class Verification:
     """What was checked and the largest errors, relative to the largest value each.
 
     Attributes:
-        whole_model: Whether transformers loaded the whole checkpoint; otherwise one stock layer at a time.
+        whole_model: Whether transformers loaded all weights at once and ran them; otherwise one stock layer at a time.
         num_tensors: Tensors of the checkpoint, every one accounted for.
         num_test_tokens: Tokens the forward checks ran on.
         repaired: Whether down_proj was repaired; "dense" below then means the dense model with these down_proj. It
@@ -138,16 +141,17 @@ def verify(
 ) -> Verification:
     """Check a written checkpoint: tensors, reload, and the two identities, in float32 on a few tokens.
 
-    Where the whole model fits into `memory_budget` bytes, stock transformers loads the folder as a user would;
-    otherwise its decoder layers are loaded one at a time.
+    Stock transformers loads the folder as a user would, and must have nothing to say. Where that takes more than
+    `memory_budget` bytes, it loads without holding values, and its decoder layers are given theirs one at a time.
 
     Raises:
         VerificationError: Anything differs by more than float32 re-association explains.
     """
     num_tensors = check_tensors(folder, dense, form, stored, dtype, is_partition=is_partition)
-    whole = _load_whole(folder) if _float32_bytes(folder) <= memory_budget else None
+    fits = LOADING_COPIES * _float32_bytes(folder) <= memory_budget
+    loaded = _reload(folder, device=None if fits else "meta")
     tokens = _test_tokens(calibration)
-    checker = _Checker(folder, dense, form, layout, dtype, whole)
+    checker = _Checker(folder, dense, form, layout, dtype, loaded if fits else None)
     dense_stream, sparse_stream = checker.runner.embedder()(tokens), checker.embed(tokens)
     identity, reference = 0.0, 0.0
     for layer, design in enumerate(stored):
@@ -160,7 +164,7 @@ def verify(
     tied = max(checker.tied)
     _require(folder, "share of tokens whose choice of experts is a tie", tied, MAX_TIED_SHARE)
     return Verification(
-        whole_model=whole is not None,
+        whole_model=fits,
         num_tensors=num_tensors,
         num_test_tokens=tokens.numel(),
         repaired=checker.repaired,
@@ -248,11 +252,18 @@ class _Checker:
         return _relative(stock_ffn(x).flatten(0, 1)[decided], expected[decided])
 
 
-def _load_whole(folder: Path) -> Any:
+def _reload(folder: Path, device: str | None) -> Any:
+    """The model as stock transformers loads it; on the meta device it checks names and shapes and keeps no values."""
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        folder,
+        dtype=torch.float32,
+        device_map=device,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told like the other remarks
+        local_files_only=True,
+        trust_remote_code=False,
     )
     model, info = loaded
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}

@@ -167,6 +167,26 @@ def test_a_wrong_configuration_is_seen_by_the_forward_checks(
 
 @pytest.mark.parametrize("memory_budget", [1 << 40, 0], ids=["whole model", "layer by layer"])
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attention_bias": False}, r"unexpected_keys: .*k_proj\.bias"),
+        ({"num_hidden_layers": 3}, r"missing_keys: .*layers\.2\.input_layernorm\.weight"),
+        ({"n_routed_experts": 7}, r"mismatched_keys: .*layers\.0\.mlp\.experts\.down_proj"),
+        ({"vocab_size": 64}, r"mismatched_keys: .*lm_head\.weight"),
+    ],
+)
+def test_what_transformers_says_of_the_folder_is_an_error(
+    sound: Sound, tmp_path: Path, memory_budget: int, change: dict[str, Any], words: str
+) -> None:
+    folder = shutil.copytree(sound.path, tmp_path / "misconfigured")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VerificationError, match=words):
+        sound.verify(folder, memory_budget=memory_budget)
+
+
+@pytest.mark.parametrize("memory_budget", [1 << 40, 0], ids=["whole model", "layer by layer"])
+@pytest.mark.parametrize(
     "change", [{"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}, {"rms_norm_eps": 0.5}]
 )
 def test_wrong_attention_or_norms_are_seen_by_the_logits(
