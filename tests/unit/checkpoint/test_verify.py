@@ -20,6 +20,7 @@ from expertweaver.checkpoint.verify import Verification, verify
 from expertweaver.conversion import calibration_set
 from expertweaver.dense.model import DenseModel
 from expertweaver.errors import VerificationError
+from expertweaver.estimate import LIBRARY_BYTES
 from expertweaver.formats.base import Layout, StoredLayer, load_format
 from expertweaver.planning import plan
 
@@ -143,6 +144,29 @@ def test_a_sound_checkpoint_passes_either_way(sound: Sound, memory_budget: int) 
     assert found.whole_model == (memory_budget > 0)
     assert max(found.identity_error, found.reference_error, found.logit_error) < 5e-6
     assert found.num_test_tokens == 64
+
+
+def test_loading_is_counted_as_three_copies(sound: Sound) -> None:
+    needed = 3 * 4 * sum(tensor.numel() for tensor in all_tensors(sound.path).values())
+    assert sound.verify(sound.path, memory_budget=needed).whole_model
+    assert not sound.verify(sound.path, memory_budget=needed - 1).whole_model
+
+
+def test_a_conversion_verifies_within_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[int] = []
+
+    def watched(*args: Any, memory_budget: int, **kwargs: Any) -> Verification:
+        budgets.append(memory_budget)
+        return verify(*args, memory_budget=memory_budget, **kwargs)
+
+    monkeypatch.setattr("expertweaver.conversion.verify", watched)
+    text = str(save_text(tmp_path / "text.jsonl"))
+    settings = {"num_slices": 8, "mlp_sparsity": 0.5, "calibration": [text], "calibration.sequence_length": 32}
+    recipe = make_recipe(save_variant("llama", tmp_path / "dense"), settings=settings | {"method": "random"})
+    convert(recipe, tmp_path / "sparse")
+    monkeypatch.setattr("expertweaver.conversion.available_memory", lambda: 1000)
+    convert(recipe, tmp_path / "crowded")
+    assert budgets == [plan(recipe).memory_bytes - LIBRARY_BYTES, 500]
 
 
 @pytest.mark.parametrize("memory_budget", [1 << 40, 0], ids=["whole model", "layer by layer"])
