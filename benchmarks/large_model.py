@@ -4,8 +4,8 @@
 
 makes random bfloat16 weights shard by shard, converts them by weave in a process of its own, and prints the largest
 resident memory of that process, the plan's estimate, and the bound: two decoder layers in float32, three streams of
-hidden states, two F x F matrices in float64, and the imported libraries. Ends with 1 if the peak is above the bound. It
-needs four bytes of disk a parameter.
+hidden states, two F x F matrices in float64, and what the process holds after converting a toy. Ends with 1 if the peak
+is above the bound. It needs four bytes of disk a parameter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from shapes import SHAPES, save_random, save_words, weave_bound
+from memory import library_bytes, weave_bound
+from shapes import SHAPES, save_random, save_words
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def _convert(args: argparse.Namespace) -> dict[str, object]:
         "calibration.sequence_length": args.sequence_length,
     }
     recipe = make_recipe(args.folder / "dense", settings=settings)
-    libraries = peak_memory()
+    libraries = library_bytes(args.folder, {})
     planned = plan(recipe, estimate_time=False).memory_bytes
     done = convert(recipe, args.folder / "sparse", progress=Listening())
     return {

@@ -33,13 +33,6 @@ SHAPES = {
 """Of Qwen2.5-0.5B and 7B (without their biases) and Llama-3.1-70B and 405B."""
 
 
-def weave_bound(shape: Shape, num_tokens: int, *, hidden_bytes: int = 4) -> int:
-    """The mark we set: two decoder layers in float32, three streams of hidden states, two F x F matrices in float64."""
-    hidden, wide = shape.hidden_size, shape.intermediate_size
-    attention = 2 * hidden**2 + 2 * hidden * hidden * shape.num_key_value_heads // shape.num_attention_heads
-    return 2 * 4 * (3 * hidden * wide + attention) + 3 * hidden_bytes * num_tokens * hidden + 2 * 8 * wide**2
-
-
 def save_hollow(folder: Path, shape: Shape) -> None:
     """Save a checkpoint whose weights are holes in files: their full length, but no block of them is written."""
     shards = _save_around(folder, shape)
