@@ -225,10 +225,11 @@ def repaired(
         return active, target if served.bias is None else target - served.bias
 
     def batches(judging: bool) -> Iterator[Batch]:
-        exact = weights.to(torch.float32, device)  # only while batches are read: what is between them is large
+        gate, up = (part.to(device, torch.float32) for part in (weights.gate, weights.up))
+        exact = replace(weights, gate=gate, up=up, down=down)  # only while batches are read
         for batch in traffic.batches(judging=judging):
             yield running(batch, exact)
-        del exact
+        del gate, up, exact
         return_freed_memory()
 
     group = traffic.group

@@ -7,7 +7,7 @@ the layers converted before it put them out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -143,7 +143,7 @@ def design(
     budget: SliceBudget,
 ) -> LayerDesign:
     """Divide with every candidate share of shared slices, and keep what captures most on held-back tokens."""
-    sample = _Sample.of(evidence, weights.to(torch.float32))
+    sample = _Sample.of(evidence, weights)
     return_freed_memory()
     regressor = RidgeRegressor(sample.x, ridge=options.router_ridge, with_bias=options.router_bias)
     features = _features(options, layer, sample, regressor, budget)
@@ -204,18 +204,21 @@ class _Sample:
     @staticmethod
     def of(evidence: TrafficSample, weights: GLUWeights) -> _Sample:
         x, judging_x = evidence.fitting, evidence.judging
-        neuron_act, judging_act = (_activations(part, weights) for part in (x, judging_x))
-        down_norm, everywhere = weights.down.norm(dim=0), torch.ones(len(x), 1, dtype=torch.bool)
+        neuron_act, judging_act = _activations((x, judging_x), weights)
+        down = weights.down.float()
+        down_norm, everywhere = down.norm(dim=0), torch.ones(len(x), 1, dtype=torch.bool)
         strength = captured_energy(neuron_act, down_norm, everywhere)[:, 0]
-        return _Sample(x, judging_x, neuron_act, judging_act, strength, weights.down, down_norm)
+        return _Sample(x, judging_x, neuron_act, judging_act, strength, down, down_norm)
 
 
-def _activations(x: Tensor, weights: GLUWeights) -> Tensor:
-    """Neuron activations, one neuron a row: [T, H] to [F, T]; those of a few tokens in memory beside the result."""
-    act, result = activation(weights.hidden_act), torch.empty(weights.num_neurons, len(x))
-    for part, found in token_parts(x, result.T):
-        found.copy_(neuron_activations(part, weights, act)[1])
-    return result
+def _activations(inputs: Sequence[Tensor], weights: GLUWeights) -> list[Tensor]:
+    """Neuron activations, one neuron a row: each [T, H] to [F, T]; those of few tokens in memory beside the results."""
+    exact, act = replace(weights, gate=weights.gate.float(), up=weights.up.float()), activation(weights.hidden_act)
+    results = [torch.empty(weights.num_neurons, len(x)) for x in inputs]
+    for x, result in zip(inputs, results, strict=True):
+        for part, found in token_parts(x, result.T):
+            found.copy_(neuron_activations(part, exact, act)[1])
+    return results
 
 
 @dataclass(frozen=True)
