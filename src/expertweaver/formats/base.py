@@ -16,7 +16,7 @@ from torch import Tensor
 from expertweaver.dense.model import DenseModel
 from expertweaver.dense.traits import NormPlacement, QKNorm
 from expertweaver.errors import Problem
-from expertweaver.modeling.reference import Activation, membership, neuron_activations
+from expertweaver.modeling.reference import Activation, by_parts, membership, neuron_activations
 from expertweaver.modeling.values import GLUWeights, LayerDesign, Need
 from expertweaver.partition.allocation import Allocation
 from expertweaver.partition.budget import SliceBudget
@@ -264,12 +264,15 @@ def stored_ffn(
     """
     served = stored.read_back(weights, dtype)
 
+    def weighed(x: Tensor, expert_weights: Tensor) -> Tensor:
+        scale = stored.neuron_weights(expert_weights, weights.num_neurons)
+        return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
+
     def ffn(x: Tensor) -> Tensor:
         routing = form.reference_routing(x, stored, layout)
         chosen = torch.zeros_like(routing.weights)
         chosen.scatter_(1, routing.chosen, routing.weights.gather(1, routing.chosen))
-        scale = stored.neuron_weights(chosen, weights.num_neurons)
-        return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
+        return by_parts(weighed, x, chosen)
 
     return ffn
 

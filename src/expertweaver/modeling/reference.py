@@ -46,9 +46,22 @@ def token_parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(each.tensor_split(parts) for each in rows), strict=True)
 
 
+def by_parts(ffn: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """What a function puts out for `token_parts` of its inputs, [T, ...] each, joined to [T, H].
+
+    An FFN's activations are several times as large as its inputs: those of a part stay near the processor, and the
+    memory for them is used again for the next part.
+    """
+    return torch.cat([ffn(*part) for part in token_parts(*rows)])
+
+
 def dense_ffn(x: Tensor, weights: GLUWeights, act: Activation) -> Tensor:
     """The dense FFN: [..., H] to [..., H]."""
-    return neuron_activations(x, weights, act)[1] @ weights.down.T
+
+    def ffn(tokens: Tensor) -> Tensor:
+        return neuron_activations(tokens, weights, act)[1] @ weights.down.T
+
+    return by_parts(ffn, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(weights.down))
 
 
 def choose_experts(x: Tensor, router: Router) -> Tensor:
@@ -162,8 +175,11 @@ def designed_ffn(x: Tensor, weights: GLUWeights, design: LayerDesign, act: Activ
 
     It holds what stock formats cannot: any router, unequal or overlapping experts, an output bias.
     """
-    gate_act, neuron_act = neuron_activations(x, weights, act)
-    running = running_neurons(x, gate_act, neuron_act, design, weights.down)
     down = weights.down if design.down is None else design.down
-    output = (neuron_act * running) @ down.T
+
+    def ffn(tokens: Tensor) -> Tensor:
+        gate_act, neuron_act = neuron_activations(tokens, weights, act)
+        return (neuron_act * running_neurons(tokens, gate_act, neuron_act, design, weights.down)) @ down.T
+
+    output = by_parts(ffn, x)
     return output if design.bias is None else output + design.bias

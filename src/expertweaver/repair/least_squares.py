@@ -16,7 +16,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
 FIRST_RIDGE = 1e-2
 """Where the search begins, with a neighbour on each side."""
 
-BLOCK = 512
+BLOCK = 128
 """Rows of the Gram matrix that are updated at a time; only those parts from the diagonal on are computed and kept."""
 
 OUTPUTS = 64
