@@ -31,6 +31,7 @@ def library_bytes(folder: Path, settings: Mapping[str, Any], *, device: str = "c
     recipe = make_recipe(folder / "toy", settings={**settings, **sizes, **lengths})
     convert(recipe, folder / "sparse-toy", device=device)
     machine.return_freed_memory()
-    if not machine.forget_peak_memory():
-        raise SystemExit("this system does not let a process forget its peak memory; the benchmark needs Linux")
-    return machine.peak_memory() or 0
+    held = machine.peak_memory() if machine.forget_peak_memory() else None
+    if held is None:
+        raise SystemExit("this system does not tell a process its peak memory, or does not forget it: Linux does")
+    return held

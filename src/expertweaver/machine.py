@@ -20,7 +20,6 @@ PROCESS = Path("/proc/self")
 FORGET_PEAK = "5"
 """What Linux takes for: begin anew to measure the largest resident memory."""
 
-
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """What glibc's mallopt takes for: the free memory to keep, and the size from which a block is given back at once."""
 

@@ -141,12 +141,13 @@ class StoredLayer:
         experts = tuple(len(neurons) for neurons in self.expert_neurons)
         return LayerSizes(len(self.shared_neurons), experts, chosen, self.output_bias is not None)
 
-    def neuron_weights(self, expert_weights: Tensor, num_neurons: int) -> Tensor:
+    def neuron_weights(self, expert_weights: Tensor, owners: Tensor) -> Tensor:
         """What each neuron's output is multiplied by, [T, F], where experts are weighed so, [T, E].
 
-        A shared neuron has weight one, one in several experts the sum of their weights, one in none zero.
+        A shared neuron has weight one, one in several experts the sum of their weights, one in none zero. `owners` is
+        the `membership` of the experts, [E, F].
         """
-        weights = expert_weights @ membership(self.expert_neurons, num_neurons, expert_weights.device)
+        weights = expert_weights @ owners
         weights[:, self.shared_neurons] += 1
         return weights
 
@@ -263,9 +264,10 @@ def stored_ffn(
         act: The gate's activation function.
     """
     served = stored.read_back(weights, dtype)
+    owners = membership(stored.expert_neurons, weights.num_neurons, served.down.device)
 
     def weighed(x: Tensor, expert_weights: Tensor) -> Tensor:
-        scale = stored.neuron_weights(expert_weights, weights.num_neurons)
+        scale = stored.neuron_weights(expert_weights, owners)
         return stored.output(neuron_activations(x, served, act)[1] * scale, served.down, dtype)
 
     def ffn(x: Tensor) -> Tensor:
@@ -287,7 +289,8 @@ def all_experts_ffn(x: Tensor, weights: GLUWeights, stored: StoredLayer, dtype: 
         dtype: Type of the weights on disk.
         act: The gate's activation function.
     """
-    times = stored.neuron_weights(torch.ones(1, len(stored.expert_neurons)), weights.num_neurons)
+    owners = membership(stored.expert_neurons, weights.num_neurons, weights.down.device)
+    times = stored.neuron_weights(owners.new_ones(1, len(owners)), owners)
     return stored.output(neuron_activations(x, weights, act)[1] * times, weights.down, dtype)
 
 
